@@ -1,0 +1,69 @@
+"""A probabilistic programming language with modular inference, on JAX.
+
+A model is a Python function under `@ppl.model`; a call of it is a `Program`, which denotes an
+unnormalised measure. Inference algorithms map programs to programs. `ppl.run` draws.
+"""
+
+from ppl import batching as _batching
+from ppl import distributions
+from ppl._cache import enable_compilation_cache
+from ppl.errors import PPLError
+from ppl.inference import kernels
+from ppl.inference.importance import importance
+from ppl.inference.mcmc import mcmc
+from ppl.interop.numpyro import from_numpyro
+from ppl.model import Model, deterministic, factor, model, plate, sample, scope
+from ppl.program import Program
+from ppl.semantics.chains import Chains
+from ppl.semantics.density import log_density
+from ppl.semantics.handlers import condition, do, mask, replay, scale, unobserve
+from ppl.semantics.population import Population
+from ppl.semantics.predictive import posterior_predictive, prior_predictive
+from ppl.semantics.reparam import NonCentred, Untransformed, reparam
+from ppl.semantics.run import run
+from ppl.semantics.unconstrained import Unconstrained, unconstrain
+from ppl.semantics.weighted import Trace, Weighted, trace, traced, weighted
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chains",
+    "Model",
+    "NonCentred",
+    "PPLError",
+    "Population",
+    "Program",
+    "Trace",
+    "Unconstrained",
+    "Untransformed",
+    "Weighted",
+    "condition",
+    "deterministic",
+    "distributions",
+    "do",
+    "enable_compilation_cache",
+    "factor",
+    "from_numpyro",
+    "importance",
+    "kernels",
+    "log_density",
+    "mask",
+    "mcmc",
+    "model",
+    "plate",
+    "posterior_predictive",
+    "prior_predictive",
+    "reparam",
+    "replay",
+    "run",
+    "sample",
+    "scale",
+    "scope",
+    "trace",
+    "traced",
+    "unconstrain",
+    "unobserve",
+    "weighted",
+]
+
+del _batching

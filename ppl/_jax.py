@@ -1,0 +1,248 @@
+"""The one place where `ppl` touches the internals of JAX.
+
+Everything that may move between JAX releases is behind a name of this module: the effect that
+keeps `sample` and `score` alive, primitive registration, the batching-rule table, the cache-aware
+context, and the walk over equations.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import core as _core
+from jax._src import effects as _effects
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core import jaxprs_in_params as _jaxprs_in_params
+from jax.interpreters import batching as _batching
+from jax.interpreters import mlir as _mlir
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "Var",
+    "bind_equation",
+    "cache_aware_context",
+    "contains_effect",
+    "custom_jvp_rule",
+    "custom_vjp_rules",
+    "define_primitive",
+    "has_effect",
+    "is_tracer",
+    "leak_guard",
+    "open_jaxpr",
+    "override_batching",
+    "rule_tangents",
+    "subjaxprs",
+    "vmap_in_rule",
+    "zero_tangent",
+]
+
+
+class Probabilistic(_effects.Effect):
+    """The effect of `sample` and `score`: what keeps an equation from being dropped."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Probabilistic
+
+    def __hash__(self) -> int:
+        return hash(Probabilistic)
+
+    def __str__(self) -> str:
+        return "Probabilistic"
+
+
+PROBABILISTIC = Probabilistic()
+# Lowering is allowed here so that it reaches our lowering rule, which refuses by name.
+for _allowed in (
+    _effects.control_flow_allowed_effects,
+    _effects.custom_derivatives_allowed_effects,
+    _effects.remat_allowed_effects,
+    _effects.lowerable_effects,
+):
+    _allowed.add_type(Probabilistic)
+
+_EFFECTS = frozenset({PROBABILISTIC})
+
+
+def define_primitive(
+    name: str,
+    *,
+    multiple_results: bool,
+    shapes: Callable[..., Any],
+    batch: Callable[..., Any],
+    refuse: Callable[..., Exception],
+) -> Primitive:
+    """Register an effectful primitive that JAX can stage and `vmap` but never execute.
+
+    `shapes(**params)` gives `(shape, dtype)` pairs; `batch(size, args, dims, **params)` is the
+    `vmap` rule, called even when no operand is mapped; `refuse(**params)` builds the error for an
+    attempt to execute, lower or differentiate the primitive.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = multiple_results
+
+    def abstract(*_: Any, **params: Any) -> Any:
+        out = [_core.ShapedArray(shape, dtype) for shape, dtype in shapes(**params)]
+        return (out if multiple_results else out[0]), _EFFECTS
+
+    def batcher(axis: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+        mapped = [None if d is None else d for d in dims]
+        outs = batch(axis.size, args, mapped, **params)
+        return (outs, [0] * len(outs)) if multiple_results else (outs, 0)
+
+    def refused(*_: Any, **params: Any) -> Any:
+        raise refuse(**params)
+
+    primitive.def_effectful_abstract_eval(abstract)
+    primitive.def_impl(refused)
+    _batching.fancy_primitive_batchers[primitive] = batcher
+    _mlir.register_lowering(primitive, lambda ctx, *args, **params: refused(**params))
+    return primitive
+
+
+def override_batching(
+    name: str, rule: Callable[[Callable[..., Any], Any, Any, Any, dict[str, Any]], Any]
+) -> None:
+    """Put `rule` in front of JAX's batching rule of the control-flow primitive `name`.
+
+    `rule(original, axis, args, dims, params)` may call `original(axis, args, dims, **params)`.
+    """
+    primitive = next(p for p in _batching.fancy_primitive_batchers if p.name == name)
+    original = _batching.fancy_primitive_batchers[primitive]
+
+    def wrapped(axis: Any, args: Any, dims: Any, **params: Any) -> Any:
+        return rule(original, axis, args, dims, params)
+
+    _batching.fancy_primitive_batchers[primitive] = wrapped
+
+
+def vmap_in_rule(axis: Any, dims: Sequence[Any], fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` as a batching rule means it: same axis size and axis name as the caller's."""
+    name = axis.name if isinstance(axis.name, str) else None
+    return jax.vmap(fun, in_axes=tuple(dims), axis_size=axis.size, axis_name=name)
+
+
+def subjaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yield the jaxprs an equation carries in its parameters."""
+    return iter(_jaxprs_in_params(eqn.params))
+
+
+def contains_effect(eqn: JaxprEqn) -> bool:
+    """Tell whether `sample` or `score` happens anywhere inside the equation."""
+    return PROBABILISTIC in eqn.effects or any(
+        contains_effect(inner) for sub in subjaxprs(eqn) for inner in sub.eqns
+    )
+
+
+def has_effect(jaxpr: Any) -> bool:
+    """Tell whether `sample` or `score` happens anywhere inside an (open or closed) jaxpr."""
+    return any(contains_effect(eqn) for eqn in open_jaxpr(jaxpr)[0].eqns)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
+    """Split an open or closed jaxpr into the open one and its constants."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr.jaxpr, list(jaxpr.consts)
+    return jaxpr, []
+
+
+def bind_equation(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Execute (or stage) one equation unchanged."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def custom_jvp_rule(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any]]:
+    """Stage the user's rule of a `custom_jvp_call`: constants' count, jaxpr, its constants.
+
+    The jaxpr maps primals and tangents (constants excluded) to output primals and tangents; output
+    tangents that are zero whatever the inputs are instantiated by the caller, in `rule_tangents`.
+    """
+    num_consts = eqn.params["num_consts"]
+    count = len(eqn.invars) - num_consts
+    thunk = eqn.params["jvp_jaxpr_fun"].call_wrapped
+    jaxpr, consts, zeros = thunk(*[False] * count)
+    return num_consts, jaxpr, [list(consts), list(zeros)]
+
+
+def rule_tangents(outs: Sequence[Any], zeros: Sequence[bool]) -> list[Any]:
+    """Split the results of a staged `custom_jvp` rule and fill in its symbolic zeros."""
+    primals, nonzero = outs[: len(zeros)], iter(outs[len(zeros) :])
+    return [zero_tangent(p) if z else next(nonzero) for p, z in zip(primals, zeros, strict=True)]
+
+
+def zero_tangent(x: Any) -> Any:
+    """Give the zero tangent (or cotangent) of a value: float0 for integers."""
+    aval = _core.typeof(x).to_tangent_aval()
+    if aval.dtype == jax.dtypes.float0:
+        return np.zeros(aval.shape, jax.dtypes.float0)
+    return jnp.zeros(aval.shape, aval.dtype)
+
+
+def custom_vjp_rules(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any], Callable[..., Any], Any]:
+    """Stage the user's rules of a `custom_vjp_call`.
+
+    Returns the constants' count, the forward jaxpr (constants excluded) and its constants, then
+    `residuals(results, args)`, which picks the residuals out of the forward results, and
+    `backward(residuals, cotangents)`, which gives one cotangent per argument, constants excluded.
+    """
+    num_consts = eqn.params["num_consts"]
+    count = len(eqn.invars) - num_consts
+    jaxpr, consts = eqn.params["fwd_jaxpr_thunk"].call_wrapped(*[True] * count)
+    _, res_tree, forwarded = eqn.params["out_trees"]()
+
+    def residuals(results: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        fresh = iter(results)
+        return [next(fresh) if f is None else args[f] for f in forwarded]
+
+    def backward(saved: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
+        out = eqn.params["bwd"].call_wrapped(*saved, *cotangents)
+        if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], (list, tuple)):
+            out = out[0]  # newer releases return logs beside the cotangents
+        return [None if type(ct).__name__ in ("Zero", "SymbolicZero") else ct for ct in out]
+
+    return num_consts, jaxpr, list(consts), residuals, backward
+
+
+def is_tracer(x: Any) -> bool:
+    """Tell whether `x` is an abstract value inside a JAX transformation."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def cache_aware_context(default: Any) -> Any:
+    """Make a thread-local value whose changes invalidate JAX's tracing caches.
+
+    The result is called with a new value to give a context manager, and read with `.value`.
+    """
+    return jax.make_user_context(default)
+
+
+class leak_guard:
+    """Tell, after tracing, whether a traced value of the watched trace is still alive."""
+
+    def __init__(self) -> None:
+        self._ref: Any = None
+
+    def watch(self) -> None:
+        """Remember the trace that is being made."""
+        self._ref = weakref.ref(_core.trace_ctx.trace)
+
+    def suspicious(self) -> bool:
+        """Tell whether the trace survived, as it must if one of its values was kept.
+
+        JAX itself keeps traces of custom derivatives, so that this alone proves nothing.
+        """
+        return self._ref is not None and self._ref() is not None
+
+    def holds(self, value: Any) -> bool:
+        """Tell whether a value belongs to the watched trace."""
+        return is_tracer(value) and value._trace is self._ref()

@@ -1,0 +1,1 @@
+"""Transformers: inference algorithms as programs."""

@@ -1,0 +1,147 @@
+"""`importance`: weighted runs of a program."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl.errors import (
+    AddressError,
+    ArgumentError,
+    OpenObservationsError,
+    UnsupportedError,
+    at,
+    check_addresses,
+    message,
+)
+from ppl.interpreter import Frame, evaluate
+from ppl.primitives import Site, log_prob
+from ppl.program import Program, stage
+from ppl.semantics.population import Population
+from ppl.semantics.weighted import Recording, Separating
+
+
+class _Proposed(Recording):
+    """Keep draws, record each with its elementwise log density."""
+
+    def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        value = Separating.latent(self, frame, site, leaves)
+        frame.record(site, leaves, (value, log_prob(site, leaves, value)))
+        return value
+
+
+class _Guided(Recording):
+    """Take proposed values and add their log densities; draw the rest."""
+
+    name = "importance"
+
+    def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        if site.address not in frame.given:
+            return super().latent(frame, site, leaves)
+        value = frame.given[site.address]
+        frame.add(jnp.sum(log_prob(site, leaves, value)))
+        frame.record(site, leaves, value)
+        return value
+
+
+def importance(program: Program, num_particles: int, proposal: Program | None = None) -> Program:
+    """Weigh independent runs.
+
+    **Meaning.** A population whose evidence is unbiased and whose weighted sums are unbiased for
+    the program's measure; normalised weights make estimates consistent with bias O(1 / N).
+
+    Args:
+        program: any program.
+        num_particles: number of independent runs.
+        proposal: a program without scores that draws some of the latent addresses; None draws all
+            from the program itself. It must be able to propose whatever the program can draw.
+
+    Returns:
+        A program of `Population`.
+
+    Raises:
+        ArgumentError: `num_particles` is not a positive integer.
+        AddressError: the proposal draws an address the program does not have, or of another shape.
+        OpenObservationsError: the proposal scores.
+    """
+    try:
+        count = operator.index(num_particles)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ArgumentError(
+            message(
+                f"importance got num_particles={num_particles!r}",
+                needs="a positive integer",
+                fix="num_particles=1000",
+            )
+        )
+    if proposal is not None:
+        _check_proposal(program, proposal)
+    return stage(_importance, (program, count, proposal), name=f"importance({program.name})")
+
+
+def _check_proposal(program: Program, proposal: Program) -> None:
+    check_addresses("importance(proposal=)", proposal.latents, program.latents)
+    for address in proposal.latents:
+        mine, theirs = proposal.sites[address], program.sites[address]
+        if mine.shape != theirs.shape or mine.discrete != theirs.discrete:
+            raise AddressError(
+                message(
+                    f"importance got a proposal of shape {mine.shape} at "
+                    f"{at(address, mine.source)}",
+                    needs=f"shape {theirs.shape} and the same kind of values as the program's",
+                    fix="give the proposal's site the program's plates",
+                )
+            )
+        if mine.conditional:
+            raise UnsupportedError(
+                message(
+                    f"importance got a proposal that may not draw {at(address, mine.source)}",
+                    needs="proposal sites outside of branches",
+                    why="where the branch is not taken there is no proposed value",
+                    fix="draw the site before the branch",
+                )
+            )
+    if proposal.structure.open_scores:
+        site = proposal.structure.open_scores[0]
+        raise OpenObservationsError(
+            message(
+                f"importance got a proposal that scores at {at(site.address, site.source)}",
+                needs="a proposal without observations or factors",
+                why="its density would have to be normalised",
+                fix="remove the observation from the proposal",
+            )
+        )
+
+
+def _importance(program: Program, num_particles: int, proposal: Program | None) -> Population:
+    s = program.structure
+    bounded = all(not x.placed.whiles for x in program.sites if x.kind == "latent")
+
+    def particle(_: Any) -> Any:
+        given, proposed = {}, {}
+        if proposal is not None:
+            q = proposal.structure
+            proposed = evaluate(_Proposed(), q.jaxpr, proposal.consts, proposal.args).records
+            given = {a: r.value[0] for a, r in proposed.items() if a in proposal.latents}
+        target = _Guided() if bounded else Separating()
+        outs, weight, records = evaluate(target, s.jaxpr, program.consts, program.args, given=given)
+        for address in given:
+            # Where the program did not reach the site, the proposed value is not part of the run.
+            density = proposed[address].value[1]
+            present = records[address].present
+            if present is not None:
+                extra = (1,) * (density.ndim - present.ndim)
+                density = jnp.where(present.reshape(present.shape + extra), density, 0.0)
+            weight = weight - jnp.sum(density)
+        choices = {a: records[a].value for a in program.latents if a in records}
+        return s.rebuild(outs), weight, choices
+
+    values, weights, choices = jax.vmap(particle)(jnp.arange(num_particles))
+    evidence = jax.nn.logsumexp(weights) - math.log(num_particles)
+    return Population(values, weights, evidence, choices, program)

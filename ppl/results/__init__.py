@@ -1,0 +1,1 @@
+"""The host side of results: diagnostics, tables, plots, export, storage and progress."""

@@ -1,0 +1,159 @@
+"""What looks wrong with draws or particles, in words, each with what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from ppl.results import diagnostics
+
+_RHAT_LIMIT = 1.01  # Vehtari et al. (2021), section 5
+_ESS_PER_CHAIN = 100  # the same
+_BFMI_LIMIT = 0.3  # Betancourt (2016)
+_MIN_DRAWS = 4
+_KISH_LIMIT = 100
+_NAMED = 5  # rows a warning names
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number and its noun: `1 chain`, `4 chains`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def of_chains(
+    rows: Sequence[str],
+    draws: Mapping[str, Num[np.ndarray, "chain draw *event"]],
+    values: Mapping[str, Float[np.ndarray, " row"]],
+    stats: Mapping[str, Num[np.ndarray, "chain draw"]],
+) -> tuple[str, ...]:
+    """List the warnings about Markov chains.
+
+    Args:
+        rows: labels of the elements of all variables.
+        draws: by variable, in the order of the rows.
+        values: the columns of the summary.
+        stats: sampler statistics; "diverging" and "energy" are read.
+    """
+    return tuple([*_of_draws(rows, draws, values), *_of_stats(stats)])
+
+
+def of_particles(
+    rows: Sequence[str],
+    means: Float[np.ndarray, " row"],
+    log_weights: Float[np.ndarray, " N"],
+    kish: float,
+) -> tuple[str, ...]:
+    """List the warnings about weighted particles."""
+    if not kish > 0:
+        return (
+            "No particle has a positive, finite weight: nothing was estimated. Try a proposal "
+            "that can produce the observations, and check them for NaN.",
+        )
+    notes = []
+    undefined = np.isnan(means)
+    if undefined.any():
+        notes.append(f"NaN or infinite particles in {_some(rows, undefined)}: no estimates there.")
+    if kish < min(_KISH_LIMIT, 0.5 * len(log_weights)):
+        notes.append(
+            f"The weights are worth {kish:.1f} of {len(log_weights):,} particles: errors are large "
+            "and se_mean is too small. Try more particles, a better proposal, or tempering."
+        )
+    return tuple(notes)
+
+
+def _of_draws(
+    rows: Sequence[str],
+    draws: Mapping[str, np.ndarray],
+    values: Mapping[str, Float[np.ndarray, " row"]],
+) -> Iterator[str]:
+    if not draws:
+        return
+    num_chains, num_draws = next(iter(draws.values())).shape[:2]
+    if num_draws < _MIN_DRAWS:
+        yield f"{plural(num_draws, 'draw')} per chain: diagnostics need {_MIN_DRAWS}. Draw more."
+        return
+    if num_chains == 1:
+        yield "One chain only: R-hat compares chains. Run four (num_chains=4)."
+
+    moved, finite = _movement(draws, num_chains)
+    if not finite.all():
+        yield (
+            f"NaN or infinite draws in {_some(rows, ~finite)}: no estimates there. Look for an "
+            "overflow or a parameter outside its domain in the model."
+        )
+    constant = finite & (values["sd"] == 0)
+    if constant.any():
+        yield (
+            f"The same value in every draw of {_some(rows, constant)}: R-hat and ESS say nothing "
+            "there. If it is not meant to be constant, the sampler never moved: check its step "
+            "size and acceptance rate."
+        )
+    for chain in np.flatnonzero((~moved & finite & ~constant).any(axis=1)):
+        stuck = ~moved[chain] & finite & ~constant
+        yield (
+            f"Chain {chain} never moved in {_some(rows, stuck)}. Try another initial value, a "
+            "longer warmup, or a smaller step size."
+        )
+    high = values["rhat"] > _RHAT_LIMIT
+    if high.any():
+        yield (
+            f"R-hat is above {_RHAT_LIMIT} for {_some(rows, high, values['rhat'], '.2f')}: the "
+            "chains have not mixed. Try more warmup and draws, or another parameterisation "
+            "(ppl.reparam)."
+        )
+    for kind, what in (("bulk", "means"), ("tail", "the 5% and 95% quantiles")):
+        size = values[f"ess_{kind}"]
+        low = size < _ESS_PER_CHAIN * num_chains
+        if low.any():
+            yield (
+                f"{kind.capitalize()} ESS is under {_ESS_PER_CHAIN} per chain for "
+                f"{_some(rows, low, size, '.0f')}: {what} are not reliable. Try more draws."
+            )
+
+
+def _of_stats(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if "diverging" in stats:
+        diverging = np.asarray(stats["diverging"]).astype(bool)
+        count = int(diverging.sum())
+        if count:
+            yield (
+                f"{count:,} of {plural(diverging.size, 'transition')} diverged: part of the "
+                "posterior is not explored. Try a higher target acceptance rate, or a non-centred "
+                "parameterisation (ppl.reparam)."
+            )
+    if "energy" in stats:
+        fraction = diagnostics.bfmi(stats["energy"])
+        low = fraction < _BFMI_LIMIT
+        if low.any():
+            chains = [f"chain {k}" for k in range(len(low))]
+            yield (
+                f"BFMI is under {_BFMI_LIMIT} in {_some(chains, low, fraction, '.2f')}: the energy "
+                "is explored slowly, as in posteriors with heavy tails or funnels. Try another "
+                "parameterisation (ppl.reparam)."
+            )
+
+
+def _movement(draws: Mapping[str, np.ndarray], num_chains: int) -> tuple[np.ndarray, np.ndarray]:
+    """Say, by chain and row, whether values ever change, and by row whether all are finite."""
+    moved: list[np.ndarray] = [np.empty((num_chains, 0), bool)]
+    finite: list[np.ndarray] = [np.empty(0, bool)]
+    for x in draws.values():
+        flat = x.astype(np.float64).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+        moved.append(np.any(flat != flat[:, :1], axis=1))
+        finite.append(np.all(np.isfinite(flat), axis=(0, 1)))
+    return np.concatenate(moved, axis=1), np.concatenate(finite)
+
+
+def _some(
+    rows: Sequence[str], flags: np.ndarray, values: np.ndarray | None = None, form: str = ""
+) -> str:
+    """Name the flagged rows, with their values if given, up to a limit."""
+    found = np.flatnonzero(flags).tolist()
+    names = [
+        rows[k] if values is None else f"{rows[k]} ({values[k]:{form}})" for k in found[:_NAMED]
+    ]
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    return ", ".join(names) + more

@@ -1,0 +1,1 @@
+"""What programs mean: interpreters, representations, and the maps between them."""

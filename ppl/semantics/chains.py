@@ -1,0 +1,212 @@
+"""`Chains`: the draws of Markov chains, and how results are shown and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ppl._types import Key, PyTree, pytree, static
+from ppl.errors import ResultError, message
+from ppl.program import Program
+from ppl.results import arviz, plots, storage, table
+from ppl.semantics.predictive import log_likelihood as pointwise
+from ppl.semantics.predictive import observations, posterior_predictive
+
+
+@pytree
+class Chains:
+    """Draws of Markov chains that leave a program's posterior invariant.
+
+    **Meaning.** f -> the average of f over draws, which converges to the normalised measure.
+
+    `draws` holds arrays of shape (chain, draw, *site) by address: latents, then deterministics.
+    `stats` holds what the kernel reports, of shape (chain, draw).
+    """
+
+    draws: dict[str, Array]
+    stats: dict[str, Array]
+    state: PyTree = None
+    program: Program | None = None
+    latents: tuple[str, ...] = static(default=())
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return jax.tree.leaves(self.draws)[0].shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws in each chain."""
+        return jax.tree.leaves(self.draws)[0].shape[1]
+
+    def __getitem__(self, address: str) -> Array:
+        """The draws of one site."""
+        if address not in self.draws:
+            from ppl.errors import check_addresses
+
+            check_addresses("chains", [address], self.draws)
+        return self.draws[address]
+
+    def summary(self, quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)) -> table.Summary:
+        """Mean, sd, quantiles, MCSE, bulk and tail ESS, R-hat; with warnings in words."""
+        return table.summarize(
+            host(self.draws), dims=self._dims, quantiles=quantiles, stats=host(self.stats)
+        )
+
+    @property
+    def _dims(self) -> dict[str, tuple[str, ...]]:
+        return dimensions(self.program, self.draws)
+
+    def predictive(self, key: Key) -> dict[str, Array]:
+        """Draw from the posterior predictive, once per draw.
+
+        Returns:
+            By address, arrays of shape (chain, draw, *site): observations and deterministics.
+        """
+        program = require_program(self.program, "predictive")
+        lead = (self.num_chains, self.num_draws)
+        rows = {a: _rows(self.draws[a]) for a in self.latents}
+        out = posterior_predictive(program, rows, key)
+        return {a: x.reshape(*lead, *x.shape[1:]) for a, x in out.items()}
+
+    def to_arviz(
+        self, *, log_likelihood: bool = False, posterior_predictive: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Convert to `arviz.InferenceData` (ArviZ < 1.0) or `xarray.DataTree`.
+
+        Args:
+            log_likelihood: compute it for every draw and observation (slow for large data).
+            posterior_predictive: what `predictive` gave, to be kept beside the draws.
+        """
+        return to_inference_data(
+            self.program,
+            host(self.draws),
+            self.latents,
+            stats=host(self.stats),
+            log_likelihood=log_likelihood,
+            predictive=posterior_predictive,
+        )
+
+    def plot(self, kind: str = "trace", **options: Any) -> Any:
+        """Draw "trace", "posterior", "forest", "pair", "rank" or "energy" with matplotlib."""
+        return plots.plot(
+            kind, host(self.draws), stats=host(self.stats), dims=self._dims, **options
+        )
+
+    def save(self, path: str) -> None:
+        """Write draws and statistics to a file (.npz, no pickle)."""
+        arrays = {"draws": host(self.draws), "stats": host(self.stats)}
+        dims = {a: list(d) for a, d in self._dims.items()}
+        storage.save(path, arrays, {"kind": "chains", "latents": list(self.latents), "dims": dims})
+
+    @classmethod
+    def load(cls, path: str, program: Program | None = None) -> Chains:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            program: the program the draws are from, needed for predictive draws and dim names.
+        """
+        arrays, about = read(path, "chains")
+        if program is not None and set(about["latents"]) != set(program.latents):
+            raise ResultError(
+                message(
+                    f"load got the program {program.name} with latents {program.latents}",
+                    needs=f"the program of the stored draws, with latents {about['latents']}",
+                    fix="Chains.load(path) without a program",
+                )
+            )
+        draws = arrays.get("draws", {})
+        return cls(draws, arrays.get("stats", {}), None, program, tuple(about["latents"]))
+
+    def __repr__(self) -> str:
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.draws)):
+            return f"Chains({', '.join(self.draws)}; traced)"
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+
+# --- Shared with Population ----------------------------------------------------------------------
+
+
+def host(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring arrays to the host."""
+    return {k: np.asarray(x) for k, x in tree.items()}
+
+
+def _rows(x: Any) -> Any:
+    return jnp.reshape(jnp.asarray(x), (-1, *x.shape[2:]))
+
+
+def dimensions(program: Program | None, draws: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Name every axis of every site: by its plate where it has one."""
+    if program is None:
+        return {}
+    return {
+        s.address: tuple(n or f"{s.address}_dim_{i}" for i, n in enumerate(s.axes))
+        for s in program.sites
+        if s.address in draws or s.kind == "observed"
+    }
+
+
+def require_program(program: Program | None, operation: str) -> Program:
+    """Give the program, or say that it has to be handed over."""
+    if program is None:
+        raise ResultError(
+            message(
+                f"{operation} got a result without its program",
+                needs="the program the draws are from",
+                why="a file keeps the draws, not the model",
+                fix="Chains.load(path, program=model(data))",
+            )
+        )
+    return program
+
+
+def read(path: str, kind: str) -> tuple[Any, dict[str, Any]]:
+    """Load a file and check that it holds what is asked for."""
+    arrays, about = storage.load(path)
+    if about.get("kind") != kind:
+        raise ResultError(
+            message(
+                f"load got a file of kind {about.get('kind')!r}",
+                needs=f"a file written by {kind}.save",
+                fix="Chains.load or Population.load, whichever wrote it",
+            )
+        )
+    return arrays, about
+
+
+def to_inference_data(
+    program: Program | None,
+    draws: dict[str, Any],
+    latents: tuple[str, ...],
+    *,
+    stats: dict[str, Any] | None = None,
+    log_likelihood: bool = False,
+    predictive: Mapping[str, Any] | None = None,
+    attrs: dict[str, Any] | None = None,
+) -> Any:
+    """Build the ArviZ object from draws of shape (chain, draw, *site)."""
+    groups: dict[str, Any] = {}
+    if log_likelihood:
+        program = require_program(program, "to_arviz(log_likelihood=True)")
+        out = pointwise(program, {a: _rows(draws[a]) for a in latents})
+        lead = next(iter(draws.values())).shape[:2]
+        groups["log_likelihood"] = {
+            a: np.asarray(x).reshape(*lead, *x.shape[1:]) for a, x in out.items()
+        }
+    if predictive is not None:
+        groups["posterior_predictive"] = host(predictive)
+    if stats:
+        groups["sample_stats"] = stats
+    if program is not None and (data := observations(program)):
+        groups["observed_data"] = host(data)
+    return arviz.to_arviz(posterior=draws, dims=dimensions(program, draws), attrs=attrs, **groups)

@@ -1,0 +1,157 @@
+"""`Population`: weighted particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ppl._types import Choices, Key, PyTree, Scalar, pytree
+from ppl.program import Program
+from ppl.results import table
+from ppl.semantics.chains import dimensions, host, read, require_program, to_inference_data
+from ppl.semantics.predictive import posterior_predictive
+from ppl.semantics.run import as_key
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo estimate and its standard error."""
+
+    value: Any
+    standard_error: Any
+
+
+@pytree
+class Population:
+    """N weighted particles.
+
+    **Meaning.** f -> E[Z sum_i W_i f(values_i)], where W are the normalised weights and
+    Z = exp(log_evidence). `log_weights` are unnormalised.
+    """
+
+    values: PyTree
+    log_weights: Float[Array, " particles"]
+    log_evidence: Scalar
+    choices: Choices
+    program: Program | None = None
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self.log_weights.shape[-1]
+
+    @property
+    def weights(self) -> Float[Array, " particles"]:
+        """Normalised weights; all zero if every particle has weight zero."""
+        top = jnp.max(self.log_weights)
+        return jnp.where(top == -jnp.inf, 0.0, jax.nn.softmax(self.log_weights))
+
+    @property
+    def ess(self) -> Scalar:
+        """Effective sample size 1 / sum W_i^2 (Kish); 0 if every particle has weight zero."""
+        total = jnp.sum(self.weights**2)
+        return jnp.where(total > 0, 1.0 / jnp.where(total > 0, total, 1.0), 0.0)
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """The particles' choices by address, of shape (particle, *site)."""
+        return host(self.choices)
+
+    def expect(self, fun: Callable[[PyTree], Any] | str) -> Estimate:
+        """Estimate a posterior expectation by self-normalised weighting.
+
+        The bias is O(1 / N); the standard error is that of independent particles.
+
+        Args:
+            fun: a function of one return value, or the address of a choice.
+        """
+        x = self.choices[fun] if isinstance(fun, str) else jax.vmap(fun)(self.values)
+
+        def mean(x: Any) -> Any:
+            return jnp.tensordot(self.weights, x, axes=1)
+
+        def error(x: Any, m: Any) -> Any:
+            return jnp.sqrt(jnp.tensordot(self.weights**2, (x - m) ** 2, axes=1))
+
+        values = jax.tree.map(mean, x)
+        return Estimate(values, jax.tree.map(error, x, values))
+
+    def resample(self, key: Key, num: int | None = None) -> dict[str, Array]:
+        """Draw equally weighted choices (systematic resampling; Carpenter et al. 1999)."""
+        count = self.num_particles if num is None else num
+        offset = jax.random.uniform(as_key(key))
+        grid = (jnp.arange(count) + offset) / count
+        cumulative = jnp.cumsum(self.weights)
+        ancestors = jnp.searchsorted(cumulative / cumulative[-1], grid)
+        return {a: x[ancestors] for a, x in self.choices.items()}
+
+    def summary(self, quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)) -> table.Summary:
+        """Weighted mean, sd, quantiles and standard errors; with warnings in words."""
+        dims = dimensions(self.program, self.choices)
+        return table.summarize_weighted(
+            self.draws, np.asarray(self.log_weights, float), dims=dims, quantiles=quantiles
+        )
+
+    def predictive(self, key: Key, num: int | None = None) -> dict[str, Array]:
+        """Draw from the posterior predictive: resampled particles, observations drawn anew."""
+        one, two = jax.random.split(as_key(key))
+        program = require_program(self.program, "predictive")
+        return posterior_predictive(program, self.resample(one, num), two)
+
+    def to_arviz(self, key: Key = 0, *, log_likelihood: bool = False) -> Any:
+        """Convert to ArviZ, which knows no weights: as one chain of resampled particles."""
+        draws = {a: np.asarray(x)[None] for a, x in self.resample(key).items()}
+        attrs = {
+            "log_evidence": float(self.log_evidence),
+            "ess": float(self.ess),
+            "resampled": "systematic",
+        }
+        return to_inference_data(
+            self.program, draws, tuple(draws), log_likelihood=log_likelihood, attrs=attrs
+        )
+
+    def plot(self, **options: Any) -> Any:
+        """Weighted histograms; see `ppl.results.plots.plot_weighted`."""
+        from ppl.results import plots
+
+        dims = dimensions(self.program, self.choices)
+        weights = np.asarray(self.log_weights, float)
+        return plots.plot_weighted(self.draws, weights, dims=dims, **options)
+
+    def save(self, path: str) -> None:
+        """Write choices and weights to a file (.npz, no pickle)."""
+        from ppl.results import storage
+
+        arrays = {
+            "choices": self.draws,
+            "log_weights": np.asarray(self.log_weights),
+            "log_evidence": np.asarray(self.log_evidence),
+        }
+        storage.save(path, arrays, {"kind": "population"})
+
+    @classmethod
+    def load(cls, path: str, program: Program | None = None) -> Population:
+        """Read what `save` wrote; values are not kept, and are None."""
+        arrays = read(path, "population")[0]
+        return cls(
+            None,
+            jnp.asarray(arrays["log_weights"]),
+            jnp.asarray(arrays["log_evidence"]),
+            {a: jnp.asarray(x) for a, x in arrays["choices"].items()},
+            program,
+        )
+
+    def __repr__(self) -> str:
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.log_weights)):
+            return f"Population(num_particles={self.num_particles}, traced)"
+        if self.log_weights.ndim != 1:
+            return f"Population(log_weights of shape {self.log_weights.shape})"
+        evidence = f"log evidence {float(self.log_evidence):.4f}"
+        return f"{evidence}\n{self.summary()}" if self.choices else evidence
+
+    def _repr_html_(self) -> str:
+        return f"<p>log evidence {float(self.log_evidence):.4f}</p>{self.summary()._repr_html_()}"

@@ -1,0 +1,124 @@
+"""Predictive draws and pointwise likelihoods of a program, given choices or from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from ppl._types import Key
+from ppl.errors import OpenObservationsError, ResultError, at, message
+from ppl.interpreter import Frame, Interpreter, evaluate
+from ppl.primitives import Site, draw, with_operand
+from ppl.program import Program
+from ppl.semantics.density import joint
+from ppl.semantics.run import as_key
+from ppl.sites import observed_values
+
+
+class Predicting(Interpreter):
+    """Take what is given, draw the rest, observations included, and record every site."""
+
+    name = "predictive"
+    unbounded = False
+
+    def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        if site.kind == "deterministic":
+            value = site.operands(leaves).value
+        elif site.address in frame.given:
+            value = frame.given[site.address]
+        else:
+            free, bare = with_operand(site, leaves, "value", None, mapped=False)
+            value = draw(free, bare, frame.key_for(site))
+        frame.record(site, leaves, value)
+        return value
+
+    def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
+        """A factor's weight is already in the draws that are given."""
+
+
+def _predict(program: Program, given: Any, key: Any) -> dict[str, Array]:
+    s = program.structure
+    records = evaluate(
+        Predicting(), s.jaxpr, program.consts, program.args, key=key, given=given
+    ).records
+    return {a: r.value for a, r in records.items() if a not in given}
+
+
+@jax.jit
+def _predict_many(program: Program, given: Any, keys: Any) -> dict[str, Array]:
+    return jax.vmap(_predict, in_axes=(None, 0, 0))(program, given, keys)
+
+
+def posterior_predictive(
+    program: Program, choices: Mapping[str, Any], key: Key
+) -> dict[str, Array]:
+    """Draw, for each row of `choices`, all sites that are not given, observations included.
+
+    Args:
+        program: the program the choices are from.
+        choices: by address, arrays of shape (rows, *site); latent sites left out are drawn anew.
+        key: PRNG key or seed.
+
+    Returns:
+        By address, arrays of shape (rows, *site): observations, deterministics, remaining latents.
+    """
+    rows = next((x.shape[0] for x in choices.values()), None)
+    if rows is None:
+        raise ResultError(
+            message(
+                "predictive got no choices",
+                needs="at least one latent address",
+                fix="ppl.prior_predictive(program, key)",
+            )
+        )
+    return _predict_many(program, dict(choices), jax.random.split(as_key(key), rows))
+
+
+def prior_predictive(program: Program, key: Key, num_draws: int = 1000) -> dict[str, Array]:
+    """Draw every site from the program with its observations left open.
+
+    Args:
+        program: a program without factors.
+        key: PRNG key or seed.
+        num_draws: number of independent draws.
+
+    Returns:
+        By address, arrays of shape (num_draws, *site).
+
+    Raises:
+        OpenObservationsError: the program has a factor, which is part of no distribution to draw
+            from.
+    """
+    factors = [s for s in program.sites if s.kind == "factor"]
+    if factors:
+        raise OpenObservationsError(
+            message(
+                f"prior_predictive got the factor {at(factors[0].address, factors[0].source)}",
+                needs="a program whose prior can be drawn from",
+                why="a factor reweighs runs, and draws would ignore it",
+                fix="ppl.mask(program, False) if the prior without factors is meant, or fit the "
+                "program and use .predictive(key)",
+            )
+        )
+    keys = jax.random.split(as_key(key), num_draws)
+    return _predict_many(program, {}, keys)
+
+
+@jax.jit
+def log_likelihood(program: Program, choices: Any) -> dict[str, Array]:
+    """Give, for each row of choices, the elementwise log density of every observation."""
+    observed = program.observed
+
+    def one(choices: Any) -> dict[str, Array]:
+        sites = joint(program, choices).sites
+        return {a: sites[a].value.log_density for a in observed}
+
+    return jax.vmap(one)(choices)
+
+
+def observations(program: Program) -> dict[str, Any]:
+    """The observed values that do not depend on a draw."""
+    return observed_values(program.sites, [*program.consts, *program.args])

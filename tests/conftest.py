@@ -1,0 +1,58 @@
+"""What every test shares: where it runs, precision, reference posteriors, Hypothesis settings."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run: a red test is red again. Compiling makes the first example slow,
+# so time says nothing about an example.
+hypothesis.settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Give the test double precision.
+
+    The suite runs in JAX's default single precision, as users do; exact comparisons (1e-10) ask
+    for this fixture. It is a context: no test changes the precision of another.
+    """
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def posteriordb() -> Callable[..., Path]:
+    """Return `posteriordb(name=None)`: the folder of the reference posteriors, or of one of them.
+
+    They lie beside the checkout in `../shared/posteriordb`, or where PPL_POSTERIORDB says. A test
+    that asks for them is skipped where they are absent; a name they do not have is an error.
+    """
+    folder = Path(os.environ.get("PPL_POSTERIORDB", ROOT.parent / "shared" / "posteriordb"))
+
+    def find(name: str | None = None) -> Path:
+        if not folder.is_dir():
+            pytest.skip(f"no reference posteriors at {folder}; set PPL_POSTERIORDB to their folder")
+        if name is None:
+            return folder
+        if not (folder / name).is_dir():
+            known = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+            raise FileNotFoundError(f"{folder} has no posterior {name!r}; it has {known}")
+        return folder / name
+
+    return find
