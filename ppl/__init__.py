@@ -4,7 +4,6 @@ A model is a Python function under `@ppl.model`; a call of it is a `Program`, wh
 unnormalised measure. Inference algorithms map programs to programs. `ppl.run` draws.
 """
 
-from ppl import batching as _batching
 from ppl import distributions
 from ppl._cache import enable_compilation_cache
 from ppl.errors import PPLError
@@ -12,7 +11,7 @@ from ppl.inference import kernels
 from ppl.inference.importance import importance
 from ppl.inference.mcmc import mcmc
 from ppl.interop.numpyro import from_numpyro
-from ppl.model import Model, deterministic, factor, model, plate, sample, scope
+from ppl.model import Model, model
 from ppl.program import Program
 from ppl.semantics.chains import Chains
 from ppl.semantics.density import log_density
@@ -23,6 +22,7 @@ from ppl.semantics.reparam import NonCentred, Untransformed, reparam
 from ppl.semantics.run import run
 from ppl.semantics.unconstrained import Unconstrained, unconstrain
 from ppl.semantics.weighted import Trace, Weighted, trace, traced, weighted
+from ppl.statements import deterministic, factor, plate, sample, scope
 
 __version__ = "0.1.0"
 
@@ -65,5 +65,3 @@ __all__ = [
     "unobserve",
     "weighted",
 ]
-
-del _batching

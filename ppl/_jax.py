@@ -25,6 +25,7 @@ __all__ = [
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
+    "LeakGuard",
     "Literal",
     "Primitive",
     "Var",
@@ -36,10 +37,10 @@ __all__ = [
     "define_primitive",
     "has_effect",
     "is_tracer",
-    "leak_guard",
     "open_jaxpr",
     "override_batching",
     "rule_tangents",
+    "scan_sizes",
     "subjaxprs",
     "vmap_in_rule",
     "zero_tangent",
@@ -161,6 +162,14 @@ def bind_equation(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
+    """Give the numbers of constants and of carried values among a scan's operands."""
+    if "ft_in" in eqn.params:  # JAX 0.12 and later
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(list(consts)), len(list(carry))
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
 def custom_jvp_rule(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any]]:
     """Stage the user's rule of a `custom_jvp_call`: constants' count, jaxpr, its constants.
 
@@ -198,7 +207,7 @@ def custom_vjp_rules(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any], Callable[...
     num_consts = eqn.params["num_consts"]
     count = len(eqn.invars) - num_consts
     jaxpr, consts = eqn.params["fwd_jaxpr_thunk"].call_wrapped(*[True] * count)
-    _, res_tree, forwarded = eqn.params["out_trees"]()
+    _, _, forwarded = eqn.params["out_trees"]()
 
     def residuals(results: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         fresh = iter(results)
@@ -215,7 +224,7 @@ def custom_vjp_rules(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any], Callable[...
 
 def is_tracer(x: Any) -> bool:
     """Tell whether `x` is an abstract value inside a JAX transformation."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, _core.Tracer)
 
 
 def cache_aware_context(default: Any) -> Any:
@@ -226,7 +235,7 @@ def cache_aware_context(default: Any) -> Any:
     return jax.make_user_context(default)
 
 
-class leak_guard:
+class LeakGuard:
     """Tell, after tracing, whether a traced value of the watched trace is still alive."""
 
     def __init__(self) -> None:

@@ -30,10 +30,13 @@ class Context:
     scale: float = 1.0
 
 
-context = _jax.cache_aware_context(Context())
+#: Outside of every model.
+TOP = Context()
+
+context = _jax.cache_aware_context(TOP)
 scans_crossed = _jax.cache_aware_context(0)
 
 
 def current_context() -> Context:
     """Give the context of the statement being traced."""
-    return context.value or Context()
+    return context.value or TOP

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
-from numpyro.distributions import *  # noqa: F403
+from numpyro.distributions import *  # noqa: F403 # pyright: ignore[reportWildcardImportFromLibrary]
 from numpyro.distributions import Distribution, biject_to, constraints, transforms
 
+from ppl import _jax
 from ppl.errors import DistributionError, at, message
 
 __all__ = ["Seed", "Subsample", "biject_to", "constraints", "transforms"]
@@ -24,7 +25,10 @@ class Subsample(Distribution):
     """
 
     pytree_aux_fields = ("size", "subsample_size")
-    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, size: int, subsample_size: int, *, validate_args: bool | None = None):
         self.size, self.subsample_size = size, subsample_size
@@ -37,7 +41,7 @@ class Subsample(Distribution):
             draw = jax.vmap(draw)
         return draw(keys)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         ordered = jnp.sort(value, axis=-1)
         distinct = jnp.all(ordered[..., 1:] != ordered[..., :-1], axis=-1)
         inside = jnp.all((value >= 0) & (value < self.size), axis=-1)
@@ -70,7 +74,21 @@ def is_masked(d: Distribution) -> bool:
 
 def is_discrete(d: Distribution) -> bool:
     """Tell whether a distribution lives on a countable set."""
-    return bool(d.support.is_discrete)
+    return bool(support_of(d).is_discrete)
+
+
+def support_of(d: Distribution) -> Any:
+    """Give the constraint that a distribution's values satisfy."""
+    support = d.support
+    if support is None:
+        raise DistributionError(
+            message(
+                f"got {type(d).__name__}, which declares no support",
+                needs="a distribution with a support",
+                fix="set `support` on the distribution",
+            )
+        )
+    return support
 
 
 def describe(d: Distribution) -> str:
@@ -93,11 +111,16 @@ def describe_support(support: Any) -> str:
         return describe_support(support.base_constraint)
     name = type(support).__name__.strip("_")
     snake = "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
-    bounds = [
-        str(np.asarray(v)) if not isinstance(v, jax.core.Tracer) else "·"
-        for k in ("lower_bound", "upper_bound")
-        if (v := getattr(support, k, None)) is not None and np.ndim(v) == 0
-    ]
+    named = ("Positive", "Nonnegative", "Unit", "Boolean", "SoftplusPositive")
+    bounds = (
+        []
+        if name.startswith(named)
+        else [
+            str(np.asarray(v)) if not _jax.is_tracer(v) else "·"
+            for k in ("lower_bound", "upper_bound")
+            if (v := getattr(support, k, None)) is not None and np.ndim(v) == 0
+        ]
+    )
     return f"{snake}({', '.join(bounds)})" if bounds else snake
 
 
@@ -137,7 +160,9 @@ def refuse_parameters(address: str, source: str, d: Distribution, bad: list[Any]
 class Seed(Distribution):
     """Two uniform 32-bit words: the raw material of a PRNG key."""
 
-    support = constraints.independent(constraints.nonnegative_integer, 1)
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, *, validate_args: bool | None = None):
         super().__init__((), (2,), validate_args=validate_args)
@@ -145,5 +170,5 @@ class Seed(Distribution):
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         return jax.random.bits(key, (*sample_shape, 2), jnp.uint32)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         return jnp.full(jnp.shape(value)[:-1], -64.0 * jnp.log(2.0))

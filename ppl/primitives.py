@@ -18,8 +18,8 @@ from numpyro.distributions import Distribution
 
 from ppl import _jax
 from ppl._types import Array, Key, PyTree
-from ppl.context import Context, Plate, scans_crossed
-from ppl.distributions import describe_support, is_discrete, is_improper, is_unbounded
+from ppl.context import TOP, Context, Plate, scans_crossed
+from ppl.distributions import describe_support, is_discrete, is_improper, is_unbounded, support_of
 from ppl.errors import OutsideModelError, UnsupportedError, at, message
 
 Kind = Literal["latent", "observed", "deterministic", "factor"]
@@ -52,7 +52,7 @@ class Site:
     shape: tuple[int, ...]
     dtype: Any
     source: str = ""
-    context: Context = Context()
+    context: Context = TOP
     event_dim: int = 0
     support: str = ""
     discrete: bool = False
@@ -126,7 +126,7 @@ def facts(d: Distribution) -> dict[str, Any]:
     """What a site keeps of its distribution beside the parameters."""
     return {
         "event_dim": d.event_dim,
-        "support": describe_support(d.support),
+        "support": describe_support(support_of(d)),
         "discrete": is_discrete(d),
         "improper": is_improper(d),
     }
@@ -184,7 +184,7 @@ def draw(site: Site, leaves: Sequence[Any], key: Key) -> Array:
 
     def one(operands: Operands, key: Any) -> Any:
         assert operands.distribution is not None
-        return operands.distribution.sample(key, shape).astype(site.dtype)
+        return jnp.asarray(operands.distribution.sample(key, shape), site.dtype)
 
     if mapped:
         key = jax.random.split(key, inner.sizes)  # pyright: ignore[reportArgumentType]
@@ -215,7 +215,7 @@ def factor(site: Site, leaves: Sequence[Any]) -> Array:
 
 
 def _guarded(d: Distribution, value: Any) -> Any:
-    support = d.support
+    support = support_of(d)
     if is_unbounded(support):
         return d.log_prob(value)
     inside = support(value)

@@ -20,9 +20,10 @@ from ppl.errors import (
 )
 from ppl.interpreter import Frame, evaluate
 from ppl.primitives import Site, log_prob
-from ppl.program import Program, stage
+from ppl.program import Program
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Recording, Separating
+from ppl.staging import stage
 
 
 class _Proposed(Recording):
@@ -144,4 +145,7 @@ def _importance(program: Program, num_particles: int, proposal: Program | None) 
 
     values, weights, choices = jax.vmap(particle)(jnp.arange(num_particles))
     evidence = jax.nn.logsumexp(weights) - math.log(num_particles)
-    return Population(values, weights, evidence, choices, program)
+    # The delta method: sd(w) / (mean(w) sqrt(N)) is the relative error of the mean weight.
+    relative = jnp.where(evidence == -jnp.inf, jnp.nan, jnp.exp(weights - evidence))
+    error = jnp.std(relative) / math.sqrt(num_particles)
+    return Population(values, weights, evidence, choices, program, error)

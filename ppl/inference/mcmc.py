@@ -23,12 +23,12 @@ from ppl.errors import (
     message,
 )
 from ppl.inference.kernel import GradientKernel
-from ppl.model import sample
 from ppl.program import Loop, Program
 from ppl.semantics.chains import Chains
 from ppl.semantics.density import joint
 from ppl.semantics.suspended import loop_program
 from ppl.semantics.unconstrained import unconstrain
+from ppl.statements import sample
 
 _RADIUS, _TRIES = 2.0, 100
 

@@ -12,8 +12,8 @@ from ppl._types import PyTree
 from ppl.distributions import Seed
 from ppl.errors import ArgumentError, message
 from ppl.inference.kernel import Move
-from ppl.model import sample
 from ppl.semantics.unconstrained import Unconstrained
+from ppl.statements import sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Nuts:
                 step_size=self.step_size,
                 dense_mass=self.dense_mass,
                 target_accept_prob=self.target_accept,
-                trajectory_length=None,
+                trajectory_length=None,  # pyright: ignore[reportArgumentType]
                 max_tree_depth=self.max_tree_depth,
                 rng_key=key,
             )

@@ -13,9 +13,10 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
 from ppl.context import Plate, context, current_context
-from ppl.distributions import Subsample
+from ppl.distributions import Subsample, is_discrete
 from ppl.errors import UnsupportedError, message
-from ppl.model import Model, deterministic, emit, factor, sample
+from ppl.model import Model
+from ppl.statements import deterministic, emit, factor, sample
 
 
 def from_numpyro(model: Callable[..., Any]) -> Model:
@@ -99,7 +100,7 @@ def _sample(msg: Any) -> Any:
         batch = value.shape[: value.ndim - d.event_dim]
         d = d.expand(jnp.broadcast_shapes(batch, d.batch_shape))
         value = jnp.broadcast_to(value, d.shape())
-        if not d.support.is_discrete:
+        if not is_discrete(d):
             value = value.astype(jnp.result_type(value, float))
     return emit(name, d, value, here, scale=scale)
 

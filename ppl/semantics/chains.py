@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ppl import _jax
 from ppl._types import Key, PyTree, pytree, static
-from ppl.errors import ResultError, message
+from ppl.errors import ResultError, check_addresses, message
 from ppl.program import Program
 from ppl.results import arviz, plots, storage, table
 from ppl.semantics.predictive import log_likelihood as pointwise
@@ -47,15 +48,29 @@ class Chains:
     def __getitem__(self, address: str) -> Array:
         """The draws of one site."""
         if address not in self.draws:
-            from ppl.errors import check_addresses
-
             check_addresses("chains", [address], self.draws)
         return self.draws[address]
 
-    def summary(self, quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)) -> table.Summary:
-        """Mean, sd, quantiles, MCSE, bulk and tail ESS, R-hat; with warnings in words."""
+    def summary(
+        self,
+        var_names: Sequence[str] | None = None,
+        *,
+        quantiles: tuple[float, ...] = (0.05, 0.5, 0.95),
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> table.Summary:
+        """Mean, sd, quantiles, MCSE, bulk and tail ESS, R-hat; with warnings in words.
+
+        Args:
+            var_names: addresses; None for all.
+            quantiles: probabilities.
+            coords: labels by plate name.
+        """
         return table.summarize(
-            host(self.draws), dims=self._dims, quantiles=quantiles, stats=host(self.stats)
+            chosen(host(self.draws), var_names),
+            dims=self._dims,
+            coords=coords,
+            quantiles=quantiles,
+            stats=host(self.stats),
         )
 
     @property
@@ -75,13 +90,18 @@ class Chains:
         return {a: x.reshape(*lead, *x.shape[1:]) for a, x in out.items()}
 
     def to_arviz(
-        self, *, log_likelihood: bool = False, posterior_predictive: Mapping[str, Any] | None = None
+        self,
+        *,
+        log_likelihood: bool = False,
+        posterior_predictive: Mapping[str, Any] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
     ) -> Any:
         """Convert to `arviz.InferenceData` (ArviZ < 1.0) or `xarray.DataTree`.
 
         Args:
             log_likelihood: compute it for every draw and observation (slow for large data).
             posterior_predictive: what `predictive` gave, to be kept beside the draws.
+            coords: labels by plate name.
         """
         return to_inference_data(
             self.program,
@@ -90,6 +110,7 @@ class Chains:
             stats=host(self.stats),
             log_likelihood=log_likelihood,
             predictive=posterior_predictive,
+            coords=coords,
         )
 
     def plot(self, kind: str = "trace", **options: Any) -> Any:
@@ -125,7 +146,7 @@ class Chains:
         return cls(draws, arrays.get("stats", {}), None, program, tuple(about["latents"]))
 
     def __repr__(self) -> str:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.draws)):
+        if any(_jax.is_tracer(x) for x in jax.tree.leaves(self.draws)):
             return f"Chains({', '.join(self.draws)}; traced)"
         return str(self.summary())
 
@@ -139,6 +160,15 @@ class Chains:
 def host(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Bring arrays to the host."""
     return {k: np.asarray(x) for k, x in tree.items()}
+
+
+def chosen(draws: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Pick draws by address; an unknown one is an error."""
+    if names is None:
+        return draws
+    names = [names] if isinstance(names, str) else list(names)
+    check_addresses("summary", names, draws)
+    return {name: draws[name] for name in names}
 
 
 def _rows(x: Any) -> Any:
@@ -193,6 +223,7 @@ def to_inference_data(
     log_likelihood: bool = False,
     predictive: Mapping[str, Any] | None = None,
     attrs: dict[str, Any] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
 ) -> Any:
     """Build the ArviZ object from draws of shape (chain, draw, *site)."""
     groups: dict[str, Any] = {}
@@ -209,4 +240,5 @@ def to_inference_data(
         groups["sample_stats"] = stats
     if program is not None and (data := observations(program)):
         groups["observed_data"] = host(data)
-    return arviz.to_arviz(posterior=draws, dims=dimensions(program, draws), attrs=attrs, **groups)
+    dims = dimensions(program, draws)
+    return arviz.to_arviz(posterior=draws, dims=dims, coords=coords, attrs=attrs, **groups)

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
+from ppl import _jax
 from ppl.distributions import Delta
 from ppl.errors import ArgumentError, ObservationError, at, check_addresses, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, bind, facts, lanes, with_operand
-from ppl.program import Program, stage
+from ppl.program import Program
 from ppl.semantics.density import match_choices
 from ppl.semantics.weighted import Trace
 from ppl.sites import SiteInfo
+from ppl.staging import stage
 
 
 class Rewriting(Interpreter):
@@ -196,7 +198,7 @@ def scale(program: Program, factor: ArrayLike, addresses: Sequence[str] | None =
     kinds = ("latent", "observed", "factor")
     chosen = _chosen("scale", program, addresses, kinds)
     value = jnp.asarray(factor, jnp.result_type(float))
-    if value.ndim or (not isinstance(value, jax.core.Tracer) and not value >= 0):
+    if value.ndim or (not _jax.is_tracer(value) and not value >= 0):
         raise ArgumentError(
             message(
                 f"scale got the factor {factor}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.program import Program
 from ppl.results import table
-from ppl.semantics.chains import dimensions, host, read, require_program, to_inference_data
+from ppl.semantics.chains import chosen, dimensions, host, read, require_program, to_inference_data
 from ppl.semantics.predictive import posterior_predictive
 from ppl.semantics.run import as_key
 
@@ -30,7 +31,8 @@ class Population:
     """N weighted particles.
 
     **Meaning.** f -> E[Z sum_i W_i f(values_i)], where W are the normalised weights and
-    Z = exp(log_evidence). `log_weights` are unnormalised.
+    Z = exp(log_evidence). `log_weights` are unnormalised. `log_evidence_se` is the standard error
+    of `log_evidence` where the algorithm knows one.
     """
 
     values: PyTree
@@ -38,6 +40,7 @@ class Population:
     log_evidence: Scalar
     choices: Choices
     program: Program | None = None
+    log_evidence_se: Scalar | None = None
 
     @property
     def num_particles(self) -> int:
@@ -89,11 +92,26 @@ class Population:
         ancestors = jnp.searchsorted(cumulative / cumulative[-1], grid)
         return {a: x[ancestors] for a, x in self.choices.items()}
 
-    def summary(self, quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)) -> table.Summary:
-        """Weighted mean, sd, quantiles and standard errors; with warnings in words."""
-        dims = dimensions(self.program, self.choices)
+    def summary(
+        self,
+        var_names: Sequence[str] | None = None,
+        *,
+        quantiles: tuple[float, ...] = (0.05, 0.5, 0.95),
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> table.Summary:
+        """Weighted mean, sd, quantiles and standard errors; with warnings in words.
+
+        Args:
+            var_names: addresses; None for all.
+            quantiles: probabilities.
+            coords: labels by plate name.
+        """
         return table.summarize_weighted(
-            self.draws, np.asarray(self.log_weights, float), dims=dims, quantiles=quantiles
+            chosen(self.draws, var_names),
+            np.asarray(self.log_weights, float),
+            dims=dimensions(self.program, self.choices),
+            coords=coords,
+            quantiles=quantiles,
         )
 
     def predictive(self, key: Key, num: int | None = None) -> dict[str, Array]:
@@ -102,7 +120,13 @@ class Population:
         program = require_program(self.program, "predictive")
         return posterior_predictive(program, self.resample(one, num), two)
 
-    def to_arviz(self, key: Key = 0, *, log_likelihood: bool = False) -> Any:
+    def to_arviz(
+        self,
+        key: Key = 0,
+        *,
+        log_likelihood: bool = False,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Any:
         """Convert to ArviZ, which knows no weights: as one chain of resampled particles."""
         draws = {a: np.asarray(x)[None] for a, x in self.resample(key).items()}
         attrs = {
@@ -111,7 +135,12 @@ class Population:
             "resampled": "systematic",
         }
         return to_inference_data(
-            self.program, draws, tuple(draws), log_likelihood=log_likelihood, attrs=attrs
+            self.program,
+            draws,
+            tuple(draws),
+            log_likelihood=log_likelihood,
+            attrs=attrs,
+            coords=coords,
         )
 
     def plot(self, **options: Any) -> Any:
@@ -131,6 +160,8 @@ class Population:
             "log_weights": np.asarray(self.log_weights),
             "log_evidence": np.asarray(self.log_evidence),
         }
+        if self.log_evidence_se is not None:
+            arrays["log_evidence_se"] = np.asarray(self.log_evidence_se)
         storage.save(path, arrays, {"kind": "population"})
 
     @classmethod
@@ -143,15 +174,20 @@ class Population:
             jnp.asarray(arrays["log_evidence"]),
             {a: jnp.asarray(x) for a, x in arrays["choices"].items()},
             program,
+            arrays.get("log_evidence_se"),
         )
 
     def __repr__(self) -> str:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.log_weights)):
+        if any(_jax.is_tracer(x) for x in jax.tree.leaves(self.log_weights)):
             return f"Population(num_particles={self.num_particles}, traced)"
         if self.log_weights.ndim != 1:
             return f"Population(log_weights of shape {self.log_weights.shape})"
-        evidence = f"log evidence {float(self.log_evidence):.4f}"
-        return f"{evidence}\n{self.summary()}" if self.choices else evidence
+        return f"{self._evidence}\n{self.summary()}" if self.choices else self._evidence
+
+    @property
+    def _evidence(self) -> str:
+        error = "" if self.log_evidence_se is None else f" ± {float(self.log_evidence_se):.2g}"
+        return f"log evidence {float(self.log_evidence):.4f}{error}"
 
     def _repr_html_(self) -> str:
-        return f"<p>log evidence {float(self.log_evidence):.4f}</p>{self.summary()._repr_html_()}"
+        return f"<p>{self._evidence}</p>{self.summary()._repr_html_()}"

@@ -9,13 +9,13 @@ import jax
 from jaxtyping import Array
 
 from ppl._types import Key
+from ppl.checks import observed_values
 from ppl.errors import OpenObservationsError, ResultError, at, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw, with_operand
 from ppl.program import Program
 from ppl.semantics.density import joint
 from ppl.semantics.run import as_key
-from ppl.sites import observed_values
 
 
 class Predicting(Interpreter):

@@ -17,8 +17,9 @@ from ppl.distributions import describe
 from ppl.errors import ArgumentError, DistributionError, at, check_addresses, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, bind, facts, lanes
-from ppl.program import Program, stage
+from ppl.program import Program
 from ppl.semantics.handlers import fixed, lifted
+from ppl.staging import stage
 
 
 class Strategy(Protocol):

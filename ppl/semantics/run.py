@@ -115,7 +115,7 @@ def refuse_scores(program: Program) -> None:
 
 def as_key(key: Any) -> Any:
     """Make a typed PRNG key of an int, a key, or the older raw uint32 key."""
-    if isinstance(key, (jax.Array, jax.core.Tracer)):
+    if isinstance(key, jax.Array) or _jax.is_tracer(key):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             return key
         if key.dtype == jnp.uint32 and key.shape == (2,):

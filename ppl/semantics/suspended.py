@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl.interpreter import loop_key_of
-from ppl.program import Loop, Program, stage
+from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
+from ppl.staging import stage
 
 #: The most steps of one compiled call, and the seconds a call should take.
 BLOCK, SECONDS = 128, 0.25

@@ -13,8 +13,9 @@ from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, factor, log_prob, sample_p, with_operand
-from ppl.program import Program, stage
+from ppl.program import Program
 from ppl.semantics.run import as_key, draw_value, run
+from ppl.staging import stage
 
 
 @pytree

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ppl import _jax
 from ppl.context import scans_crossed
-from ppl.interpreter import Frame, Interpreter, evaluate
+from ppl.interpreter.base import Frame, Interpreter, evaluate
 from ppl.primitives import Site, bind, with_operand
 
 _choices = itertools.count()

@@ -1,0 +1,28 @@
+"""The evaluation loop and its rules: what programs have in common, whatever interprets them."""
+
+from ppl.interpreter import batching, control, custom
+from ppl.interpreter.base import (
+    Frame,
+    Interpreter,
+    Outcome,
+    Record,
+    Renaming,
+    evaluate,
+    loop_key_of,
+)
+from ppl.interpreter.placed import Placed, placed_sites
+
+__all__ = [
+    "Frame",
+    "Interpreter",
+    "Outcome",
+    "Placed",
+    "Record",
+    "Renaming",
+    "evaluate",
+    "loop_key_of",
+    "placed_sites",
+]
+
+# Imported for what they register: the rules of the loop and of `vmap`.
+del batching, control, custom
