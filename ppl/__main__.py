@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 import ppl
 import ppl.distributions as dist
-from ppl.results import diagnostics, table
+from ppl.results import diagnostics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     nuts = ppl.mcmc(program, ppl.kernels.nuts(target_accept=0.9))
     chains = ppl.run(nuts, options.seed)
+    print(chains.summary(["mu", "tau", "theta"], coords={"school": schools}), end="\n\n")
     draws = {name: np.asarray(chains[name]) for name in ("mu", "tau", "theta")}
-    dims, coords = {"theta": ("school",)}, {"school": schools}
-    print(table.summarize(draws, dims=dims, coords=coords, stats=chains.stats), end="\n\n")
     replicated = np.asarray(chains.predictive(options.seed + 1)["y"])
     for line in _findings(draws["theta"], replicated, y, schools):
         print(line)
@@ -156,12 +155,9 @@ def _evidences(program: ppl.Program, seed: int) -> str:
 
 
 def _log_evidence(program: ppl.Program, seed: int) -> tuple[float, float]:
-    """Estimate the log evidence and its standard error (to first order)."""
+    """Estimate the log evidence and its standard error."""
     population = ppl.run(ppl.importance(program, num_particles=_PARTICLES), seed)
-    return (
-        float(population.log_evidence),
-        float(np.sqrt(1 / population.ess - 1 / population.num_particles)),
-    )
+    return float(population.log_evidence), float(population.log_evidence_se)
 
 
 # --- The picture --------------------------------------------------------------------------------

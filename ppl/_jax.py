@@ -7,7 +7,6 @@ context, and the walk over equations.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from jax._src import core as _core
 from jax._src import effects as _effects
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend.core import jaxprs_in_params as _jaxprs_in_params
+from jax.interpreters import ad as _ad
 from jax.interpreters import batching as _batching
 from jax.interpreters import mlir as _mlir
 
@@ -25,16 +25,18 @@ __all__ = [
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
-    "LeakGuard",
     "Literal",
     "Primitive",
     "Var",
+    "add_tangents",
+    "belongs_to",
     "bind_equation",
     "cache_aware_context",
     "contains_effect",
     "custom_jvp_rule",
     "custom_vjp_rules",
     "define_primitive",
+    "enclosing_traces",
     "has_effect",
     "is_tracer",
     "open_jaxpr",
@@ -80,12 +82,14 @@ def define_primitive(
     shapes: Callable[..., Any],
     batch: Callable[..., Any],
     refuse: Callable[..., Exception],
+    refuse_derivative: Callable[..., Exception],
 ) -> Primitive:
     """Register an effectful primitive that JAX can stage and `vmap` but never execute.
 
     `shapes(**params)` gives `(shape, dtype)` pairs; `batch(size, args, dims, **params)` is the
-    `vmap` rule, called even when no operand is mapped; `refuse(**params)` builds the error for an
-    attempt to execute, lower or differentiate the primitive.
+    `vmap` rule, called even when no operand is mapped; `refuse(**params)` and
+    `refuse_derivative(**params)` build the errors for attempts to execute or lower the primitive,
+    and to differentiate it.
     """
     primitive = Primitive(name)
     primitive.multiple_results = multiple_results
@@ -102,9 +106,13 @@ def define_primitive(
     def refused(*_: Any, **params: Any) -> Any:
         raise refuse(**params)
 
+    def derive(**params: Any) -> Any:
+        raise refuse_derivative(**params)
+
     primitive.def_effectful_abstract_eval(abstract)
     primitive.def_impl(refused)
     _batching.fancy_primitive_batchers[primitive] = batcher
+    _ad.primitive_jvps[primitive] = lambda primals, tangents, **params: derive(**params)
     _mlir.register_lowering(primitive, lambda ctx, *args, **params: refused(**params))
     return primitive
 
@@ -197,6 +205,11 @@ def zero_tangent(x: Any) -> Any:
     return jnp.zeros(aval.shape, aval.dtype)
 
 
+def add_tangents(one: Any, other: Any) -> Any:
+    """Add two tangents or cotangents of one value; integers have none."""
+    return one if one.dtype == jax.dtypes.float0 else one + other
+
+
 def custom_vjp_rules(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any], Callable[..., Any], Any]:
     """Stage the user's rules of a `custom_vjp_call`.
 
@@ -235,23 +248,14 @@ def cache_aware_context(default: Any) -> Any:
     return jax.make_user_context(default)
 
 
-class LeakGuard:
-    """Tell, after tracing, whether a traced value of the watched trace is still alive."""
+def enclosing_traces() -> list[Any]:
+    """List the traces that are under way, innermost first."""
+    traces = [_core.trace_ctx.trace]
+    while (outer := getattr(traces[-1], "parent_trace", None)) is not None:
+        traces.append(outer)
+    return traces
 
-    def __init__(self) -> None:
-        self._ref: Any = None
 
-    def watch(self) -> None:
-        """Remember the trace that is being made."""
-        self._ref = weakref.ref(_core.trace_ctx.trace)
-
-    def suspicious(self) -> bool:
-        """Tell whether the trace survived, as it must if one of its values was kept.
-
-        JAX itself keeps traces of custom derivatives, so that this alone proves nothing.
-        """
-        return self._ref is not None and self._ref() is not None
-
-    def holds(self, value: Any) -> bool:
-        """Tell whether a value belongs to the watched trace."""
-        return is_tracer(value) and value._trace is self._ref()
+def belongs_to(value: Any, traces: Sequence[Any]) -> bool:
+    """Tell whether a traced value belongs to one of the traces."""
+    return any(value._trace is trace for trace in traces)

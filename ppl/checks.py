@@ -13,7 +13,9 @@ from ppl.distributions import (
     constraints,
     describe,
     describe_support,
+    is_masked,
     refuse_parameters,
+    support_of,
     violations,
 )
 from ppl.errors import ObservationError, at, message
@@ -36,28 +38,27 @@ def check_inputs(table: Table, consts: Sequence[Any], args: Sequence[Any]) -> No
             return None
         return np.asarray(x)
 
+    def in_place(x: Any) -> Any:
+        return None if isinstance(x, Input) and x.moved else concrete(x)
+
     for check in table.checks:
-        site = check.placed.site
-        bad = violations(check.distribution, concrete)
-        refuse_parameters(site.address, site.source, check.distribution, bad)
+        site, d = check.placed.site, check.distribution
+        if check.placed.branches:  # whether the statement is reached, only a run can tell
+            continue
+        refuse_parameters(site.address, site.source, d, violations(d, in_place))
         value = None if check.value is None else concrete(check.value)
-        if value is not None and site.kind == "observed":
-            check_support(site.address, site.source, check.distribution, value, concrete)
+        if value is not None and site.kind == "observed" and not is_masked(d):
+            moved = isinstance(check.value, Input) and check.value.moved
+            check_support(site.address, site.source, d, value, concrete, moved=moved)
 
 
-def check_support(address: str, source: str, d: Any, value: np.ndarray, concrete: Any) -> None:
+def check_support(
+    address: str, source: str, d: Any, value: np.ndarray, concrete: Any, *, moved: bool
+) -> None:
     """Raise `ObservationError` if a concrete value lies outside the distribution's support."""
-    support = d.support
-    leaves, tree = jax.tree.flatten(support)
-    known = [concrete(x) for x in leaves]
-    if any(k is None or (k.ndim and k.shape != value.shape) for k in known):
-        return
-    support = jax.tree.unflatten(tree, known)
-    if constraints.is_dependent(support):
-        return
-    inside = np.asarray(support(value)) & ~np.any(
-        np.isnan(value.astype(float)), axis=tuple(range(value.ndim - support.event_dim, value.ndim))
-    )
+    support = support_of(d)
+    nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
+    inside = _inside(support, value, concrete, moved) & ~nan
     if np.all(inside):
         return
     where = tuple(int(i) for i in np.argwhere(~np.atleast_1d(inside))[0])
@@ -74,16 +75,33 @@ def check_support(address: str, source: str, d: Any, value: np.ndarray, concrete
     )
 
 
+def _inside(support: Any, value: np.ndarray, concrete: Any, moved: bool) -> np.ndarray:
+    """Tell, for each element, whether it lies in the support, as far as the bounds are known.
+
+    The result has the shape of `value`; it is all true where bounds depend on a draw.
+    """
+    leaves, tree = jax.tree.flatten(support)
+    known = [concrete(x) for x in leaves]
+    fits = [
+        k is not None and (k.ndim == 0 or (k.shape == value.shape and not moved)) for k in known
+    ]
+    unsure = moved and support.event_dim > 0
+    if not all(fits) or unsure or constraints.is_dependent(support):
+        return np.ones(value.shape, bool)
+    inside = np.asarray(jax.tree.unflatten(tree, known)(value))
+    return np.broadcast_to(inside.reshape(inside.shape + (1,) * support.event_dim), value.shape)
+
+
 def observed_values(table: Table, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The observations that are inputs or constants, in the shape of their sites."""
+    """Give the observations that are inputs or constants, in the shape of their sites."""
     found = {}
     for check in table.checks:
         site, value = check.placed.site, check.value
         if site.kind != "observed":
             continue
-        if isinstance(value, Input):
+        if isinstance(value, Input) and not value.moved:
             value = inputs[value.index]
-        if isinstance(value, Unknown) or _jax.is_tracer(value):
+        if isinstance(value, (Unknown, Input)) or _jax.is_tracer(value):
             continue
         value = np.asarray(value)
         if value.shape == check.placed.shape:

@@ -7,6 +7,7 @@ was traced in one place of a model is not reused, with its addresses, in another
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from ppl import _jax
@@ -22,12 +23,16 @@ class Plate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What surrounds a statement."""
+    """What surrounds a statement.
+
+    `changed` holds what functions read that differs from when JAX first saw them.
+    """
 
     inside: bool = False
     prefix: str = ""
     plates: tuple[Plate, ...] = ()
     scale: float = 1.0
+    changed: Hashable = ()
 
 
 #: Outside of every model.

@@ -15,7 +15,7 @@ import numpy as np
 from ppl import _jax
 from ppl.distributions import describe
 from ppl.errors import AddressError, at, message
-from ppl.interpreter import Placed, placed_sites
+from ppl.interpreter import Placed, address_hash, placed_sites
 from ppl.primitives import sample_p, score_p
 from ppl.sites import Check, Input, SiteInfo, Table, Unknown
 
@@ -27,9 +27,21 @@ class _Flow(NamedTuple):
     origin: Any = None
 
 
-_SAME_ELEMENTS = frozenset(
-    {"convert_element_type", "reshape", "broadcast_in_dim", "transpose", "squeeze", "copy"}
-)
+_REARRANGING = frozenset({"reshape", "broadcast_in_dim", "transpose", "squeeze"})
+
+
+def _followed(eqn: Any, origin: Any) -> Any:
+    """Say of what input an equation's result has the elements; None if it computes."""
+    if not isinstance(origin, Input):
+        return None
+    if eqn.primitive.name == "copy":
+        return origin
+    if eqn.primitive.name == "convert_element_type":
+        old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+        return origin if np.issubdtype(new, np.floating) or old == new else None
+    if eqn.primitive.name in _REARRANGING:
+        return Input(origin.index, moved=True)
+    return None
 
 
 class _Pass:
@@ -66,8 +78,8 @@ class _Pass:
             return [_Flow(frozenset({site.address}))] * len(eqn.outvars)
         subs = list(_jax.subjaxprs(eqn))
         if not subs:
-            same = ins[0].origin if name in _SAME_ELEMENTS else None
-            return [_Flow(union, same)] * len(eqn.outvars)
+            origin = _followed(eqn, ins[0].origin) if ins else None
+            return [_Flow(union, origin)] * len(eqn.outvars)
         if name == "scan":
             return self._scan(eqn, ins, control)
         if name == "cond":
@@ -145,7 +157,9 @@ def _row(placed: Placed, operands: Any, parents: frozenset[str]) -> SiteInfo:
 
 
 def _refuse_collisions(placed: Sequence[Placed]) -> None:
+    """Raise unless every address names one array, and every latent address has a key of its own."""
     seen: dict[str, list[Placed]] = {}
+    keys: dict[int, str] = {}
     for p in placed:
         for q in seen.setdefault(p.site.address, []):
             mine = dict(p.branches)
@@ -159,4 +173,35 @@ def _refuse_collisions(placed: Sequence[Placed]) -> None:
                         fix='rename one, or wrap a sub-model in `with ppl.scope("name"):`',
                     )
                 )
+            _refuse_mismatch(p, q)
         seen[p.site.address].append(p)
+        other = keys.setdefault(address_hash(p.site.address), p.site.address)
+        if other != p.site.address:
+            raise AddressError(
+                message(
+                    f'the addresses "{other}" and {at(p.site.address, p.site.source)} have the '
+                    "same 32-bit hash",
+                    needs="addresses with different hashes",
+                    why="the hash selects a site's random numbers, which must not be shared",
+                    fix="rename one",
+                )
+            )
+
+
+def _refuse_mismatch(p: Placed, q: Placed) -> None:
+    """Raise unless two alternatives of one address in exclusive branches are alike."""
+    one, two = (
+        (x.site.kind, x.shape, x.prefix, np.dtype(x.site.dtype).name, x.site.event_dim)
+        for x in (p, q)
+    )
+    if one != two:
+        raise AddressError(
+            message(
+                f"{at(p.site.address, p.site.source)} is {p.site.kind} of shape {p.shape} and "
+                f"dtype {one[3]} in one branch, {q.site.kind} of shape {q.shape} and dtype "
+                f"{two[3]} in another ({q.site.source})",
+                needs="the same kind, shape, nesting and dtype in every branch that uses it",
+                why="an address names one array, whichever branch is taken",
+                fix="use different addresses in the branches",
+            )
+        )

@@ -77,6 +77,20 @@ def is_discrete(d: Distribution) -> bool:
     return bool(support_of(d).is_discrete)
 
 
+def without_mask(d: Distribution) -> tuple[Distribution, Any]:
+    """Split a masked distribution into the bare one and the mask over its batch shape.
+
+    A mask that was turned into event axes cannot be split off; it stays where it is.
+    """
+    if type(d).__name__ == "MaskedDistribution":
+        return d.base_dist, d._mask  # pyright: ignore[reportAttributeAccessIssue]
+    if type(d).__name__ == "ExpandedDistribution":
+        base, mask = without_mask(d.base_dist)  # pyright: ignore[reportAttributeAccessIssue]
+        if mask is not None:
+            return base.expand(d.batch_shape), jnp.broadcast_to(mask, d.batch_shape)
+    return d, None
+
+
 def support_of(d: Distribution) -> Any:
     """Give the constraint that a distribution's values satisfy."""
     support = d.support

@@ -1,22 +1,26 @@
 """What a function closes over, as a cache key: so that a redefined global is never stale.
 
 `jax.jit` traces once and keeps the values of globals of that time. In a notebook that is a silent
-wrong answer: edit a helper, run the model again, get the old one. A fingerprint names every global
-and closure variable the function mentions, through the functions it calls, by identity (and NumPy
-arrays by content, since they can change in place).
+wrong answer: edit a helper, run the model again, get the old one. A fingerprint follows every
+variable the function mentions, through the user's functions, classes, modules and objects, down to
+arrays (NumPy's by content, since they can change in place) and numbers. Objects of installed
+libraries count by identity.
 """
 
 from __future__ import annotations
 
-import builtins
 import functools
 import hashlib
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
+
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
 class _Same:
@@ -34,73 +38,137 @@ class _Same:
         return isinstance(other, _Same) and other.value is self.value
 
 
-def fingerprint(fun: Callable[..., Any]) -> Hashable:
-    """Summarise the values that `fun` and the functions it mentions would read if called now."""
-    found: list[Hashable] = []
-    _visit(fun, found, set())
-    return tuple(found)
+def fingerprint(fun: Callable[..., Any], statics: Sequence[Any] = ()) -> tuple[Hashable, Hashable]:
+    """Summarise all that `fun`, called with these static arguments, would read if called now.
+
+    Returns:
+        The fingerprint, and what of it differs from the first time a function of it was seen: the
+        part that JAX's own caches (of scan bodies, of jitted helpers) would take for unchanged.
+    """
+    walk = _Walk()
+    walk.visit(fun, ())
+    for value in statics:
+        walk.visit(value, ())
+    return tuple(walk.found), walk.changed()
 
 
-def _visit(value: Any, found: list[Hashable], seen: set[int]) -> None:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, types.MethodType):
-        found.append(_Same(value.__self__))
-        value = value.__func__
-    value = getattr(value, "__wrapped_model__", value)
-    if isinstance(value, functools.partial):
-        for part in (value.args, tuple(value.keywords.values())):
-            _leaf(part, found, seen)
-        _visit(value.func, found, seen)
-        return
-    wrapped = getattr(value, "__wrapped__", None)
-    if wrapped is not None:
-        _visit(wrapped, found, seen)
-    if isinstance(value, types.FunctionType):
-        if _is_library(value):
+def find(fun: Callable[..., Any], statics: Sequence[Any], wanted: Callable[[Any], bool]) -> Any:
+    """Name the variable through which `fun` can reach a wanted object, or give None."""
+    walk = _Walk(wanted)
+    walk.visit(fun, ())
+    for value in statics:
+        walk.visit(value, ("an argument",))
+    return walk.hit
+
+
+class _Walk:
+    """A walk over what a function can reach, in a fixed order."""
+
+    # What each function read when it was first seen in this process.
+    _first: ClassVar[weakref.WeakKeyDictionary[Any, Hashable]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, wanted: Callable[[Any], bool] | None = None):
+        self.found: list[Hashable] = []
+        self.hit: str | None = None
+        self._wanted = wanted
+        self._seen: set[int] = set()
+        self._keep: list[Any] = []
+        self._read: dict[types.FunctionType, tuple[int, int]] = {}
+
+    def changed(self) -> Hashable:
+        """Give what functions read now, for those that read something else at first."""
+        out = []
+        for fun, (start, stop) in self._read.items():
+            now = tuple(self.found[start:stop])
+            if self._first.setdefault(fun, now) != now:
+                out.append(now)
+        return tuple(out)
+
+    def visit(self, value: Any, path: tuple[str, ...]) -> None:
+        """Add a value and what it leads to."""
+        if self._wanted is not None and self._wanted(value):
+            self.hit = self.hit or ".".join(path)
             return
-        found.append(_Same(value.__code__))
-        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
-            _leaf(default, found, seen)
-        for _, held in _mentioned(value):
-            _leaf(held, found, seen)
+        if isinstance(value, _SCALARS):
+            self.found.append((type(value), repr(value)))
+            return
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes()).digest()
+            self.found.append((value.shape, str(value.dtype), digest))
+            return
+        self.found.append(_Same(value))
+        if id(value) in self._seen or isinstance(value, jax.Array):
+            return
+        self._seen.add(id(value))
+        self._keep.append(value)
+        for name, inner in self._inside(value):
+            self.visit(inner, (*path, name) if name else path)
+
+    def _inside(self, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, types.FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, types.MethodType):
+            yield from (("self", value.__self__), ("", value.__func__))
+        elif isinstance(value, types.BuiltinMethodType):
+            if not isinstance(value.__self__, types.ModuleType):
+                yield "", value.__self__
+        elif isinstance(value, functools.partial):
+            yield from (("", value.func), ("", value.args), ("", value.keywords))
+        elif isinstance(value, Mapping):
+            yield from ((str(k), v) for k, v in list(value.items()))
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield from (("", v) for v in list(value))
+        elif isinstance(value, (types.ModuleType, type)):
+            return  # only the names that a function mentions matter: see `_function`
+        else:
+            yield from self._object(value)
+
+    def _object(self, value: Any) -> Iterator[tuple[str, Any]]:
+        wrapped = getattr(value, "__wrapped_model__", None) or getattr(value, "__wrapped__", None)
+        if wrapped is not None:
+            yield "", wrapped
+        if _is_library(type(value).__module__):
+            return
+        yield from vars(value).items() if hasattr(value, "__dict__") else ()
+        call = _lookup(type(value), "__call__")
+        if isinstance(call, types.FunctionType):
+            yield "", call
+
+    def _function(self, fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        if hasattr(fun, "__wrapped__"):
+            yield "", fun.__wrapped__
+        if _is_library(fun.__module__):
+            return
+        start = len(self.found)
+        yield "", fun.__defaults__
+        yield "", fun.__kwdefaults__
+        for name, cell in zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # a cell not filled yet
+                continue
+        names = sorted(_names(fun.__code__))
+        holders = [fun.__globals__[n] for n in names if n in fun.__globals__]
+        yield from ((n, fun.__globals__[n]) for n in names if n in fun.__globals__)
+        # `module.name`, `Class.name` and `instance.method()`: names looked up on what was found.
+        for holder in holders:
+            owner = holder if isinstance(holder, (types.ModuleType, type)) else type(holder)
+            module = owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__
+            if not _is_library(module):
+                for n in names:
+                    attribute = _lookup(owner, n)
+                    if attribute is not None:
+                        yield n, attribute
+        self._read[fun] = (start, len(self.found))
 
 
-def _leaf(value: Any, found: list[Hashable], seen: set[int]) -> None:
-    if isinstance(value, types.ModuleType):
-        return
-    if isinstance(value, np.ndarray):
-        data = np.ascontiguousarray(value)
-        digest = "" if data.dtype.hasobject else hashlib.blake2b(data.tobytes()).hexdigest()
-        found.append((_Same(value), data.shape, str(data.dtype), digest))
-    elif isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
-        found.append((type(value), repr(value)))
-    elif isinstance(value, (list, dict, set)):
-        items = [*value.items()] if isinstance(value, dict) else [*value]
-        found.append((_Same(value), len(items)))
-        if id(value) not in seen:
-            seen.add(id(value))
-            for item in items[:1000]:
-                _leaf(item, found, seen)
-    elif isinstance(value, tuple):
-        for item in value[:1000]:
-            _leaf(item, found, seen)
-    else:
-        if not isinstance(value, types.FunctionType):
-            found.append(_Same(value))
-        _visit(value, found, seen)
-
-
-def _mentioned(fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a cell not filled yet
-            continue
-    for name in sorted(_names(fun.__code__)):
-        if name in fun.__globals__ and not hasattr(builtins, name):
-            yield name, fun.__globals__[name]
+def _lookup(owner: Any, name: str) -> Any:
+    """Find an attribute without running descriptors; classes are searched with their bases."""
+    for place in owner.__mro__ if isinstance(owner, type) else (owner,):
+        value = vars(place).get(name)
+        if value is not None:
+            return getattr(value, "__func__", value)
+    return None
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -111,37 +179,11 @@ def _names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _is_library(fun: types.FunctionType) -> bool:
+@functools.lru_cache(maxsize=4096)
+def _is_library(module: str | None) -> bool:
     """Installed libraries do not change under a running session; user code does."""
-    package = (fun.__module__ or "").partition(".")[0]
+    package = (module or "").partition(".")[0]
+    if package in ("ppl", "jax", "jaxlib", "numpyro", "numpy", "builtins"):
+        return True
     path = getattr(sys.modules.get(package), "__file__", None) or ""
-    return package in ("ppl", "jax", "numpyro", "numpy") or "site-packages" in path
-
-
-def find(fun: Callable[..., Any], wanted: Callable[[Any], bool]) -> str | None:
-    """Name the variable that `fun` mentions and through which a wanted object can be reached."""
-    if not isinstance(fun, types.FunctionType):
-        fun = getattr(fun, "func", getattr(fun, "__func__", fun))
-    seen: set[int] = set()
-
-    def reach(value: Any, depth: int) -> bool:
-        if wanted(value):
-            return True
-        if depth == 0 or id(value) in seen or isinstance(value, (types.ModuleType, type)):
-            return False
-        seen.add(id(value))
-        if isinstance(value, types.FunctionType):
-            if _is_library(value):
-                return False
-            return any(reach(held, depth - 1) for _, held in _mentioned(value))
-        if isinstance(value, dict):
-            inner = [*value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            inner = [*value]
-        else:
-            inner = [*getattr(value, "__dict__", {}).values()]
-        return any(reach(item, depth - 1) for item in inner[:10_000])
-
-    if not isinstance(fun, types.FunctionType):
-        return None
-    return next((name for name, held in _mentioned(fun) if reach(held, 5)), None)
+    return package in sys.stdlib_module_names or "site-packages" in path

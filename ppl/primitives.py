@@ -19,7 +19,14 @@ from numpyro.distributions import Distribution
 from ppl import _jax
 from ppl._types import Array, Key, PyTree
 from ppl.context import TOP, Context, Plate, scans_crossed
-from ppl.distributions import describe_support, is_discrete, is_improper, is_unbounded, support_of
+from ppl.distributions import (
+    describe_support,
+    is_discrete,
+    is_improper,
+    is_unbounded,
+    support_of,
+    without_mask,
+)
 from ppl.errors import OutsideModelError, UnsupportedError, at, message
 
 Kind = Literal["latent", "observed", "deterministic", "factor"]
@@ -95,6 +102,18 @@ def _refuse(*, site: Site) -> Exception:
     )
 
 
+def _refuse_derivative(*, site: Site) -> Exception:
+    return UnsupportedError(
+        message(
+            f"JAX tried to differentiate through the {site.kind} site "
+            f"{at(site.address, site.source)} while the model was being staged",
+            needs="jax.grad and its kin around an interpreter, not around the statement",
+            why="what the derivative of a draw is depends on how the program is interpreted",
+            fix="jax.grad of ppl.log_density(program, choices), with respect to choices or data",
+        )
+    )
+
+
 def _batch_sample(size: int, args: Any, dims: Any, *, site: Site) -> Any:
     return _batch(size, args, dims, site=site)
 
@@ -105,7 +124,12 @@ def _batch_score(size: int, args: Any, dims: Any, *, site: Site) -> Any:
 
 
 sample_p = _jax.define_primitive(
-    "sample", multiple_results=True, shapes=_sample_shapes, batch=_batch_sample, refuse=_refuse
+    "sample",
+    multiple_results=True,
+    shapes=_sample_shapes,
+    batch=_batch_sample,
+    refuse=_refuse,
+    refuse_derivative=_refuse_derivative,
 )
 score_p = _jax.define_primitive(
     "score",
@@ -113,6 +137,7 @@ score_p = _jax.define_primitive(
     shapes=lambda *, site: [],
     batch=_batch_score,
     refuse=_refuse,
+    refuse_derivative=_refuse_derivative,
 )
 
 
@@ -204,6 +229,8 @@ def log_prob(site: Site, leaves: Sequence[Any], value: Any, *, guard: bool = Tru
     def one(operands: Operands, value: Any) -> Any:
         d = operands.distribution
         assert d is not None
+        if operands.present is not None:  # no gradient from where the site is absent
+            value = jnp.where(operands.present, value, jax.lax.stop_gradient(value))
         return weigh(operands, _guarded(d, value) if guard else d.log_prob(value))
 
     return lanes(site, one)(leaves, value)
@@ -215,6 +242,9 @@ def factor(site: Site, leaves: Sequence[Any]) -> Array:
 
 
 def _guarded(d: Distribution, value: Any) -> Any:
+    d, mask = without_mask(d)
+    if mask is not None:
+        return jnp.where(mask, _guarded(d, value), 0.0)
     support = support_of(d)
     if is_unbounded(support):
         return d.log_prob(value)

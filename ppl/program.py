@@ -17,7 +17,7 @@ import jax
 from ppl._types import PyTree
 from ppl.context import current_context
 from ppl.dataflow import site_table
-from ppl.errors import ModelError, message
+from ppl.errors import ArgumentError, ModelError, message
 from ppl.interpreter import Renaming, evaluate
 from ppl.sites import SiteInfo, Table
 
@@ -166,6 +166,20 @@ class Program:
         return self.sites.render()
 
 
+def require_program(operation: str, program: Any) -> Program:
+    """Give the program, or say how to make one."""
+    if not isinstance(program, Program):
+        raise ArgumentError(
+            message(
+                f"{operation} got {type(program).__name__}",
+                needs="a Program",
+                why="a Model becomes a program when it is called with its arguments",
+                fix=f"ppl.{operation}(model(data), ...)",
+            )
+        )
+    return program
+
+
 def inline(program: Program) -> PyTree:
     """Stage a program's equations into the model being traced, under its scope."""
     here = current_context()
@@ -176,6 +190,15 @@ def inline(program: Program) -> PyTree:
                 needs="a model around the call",
                 why="a call makes the program part of a larger one",
                 fix="ppl.run(program, key) to draw from it, or ppl.trace, ppl.log_density",
+            )
+        )
+    if here.plates:
+        raise ModelError(
+            message(
+                f'the program {program.name} was called inside the plate "{here.plates[-1].name}"',
+                needs="a call outside of plates",
+                why="a program's sites have their shapes already and cannot be expanded",
+                fix="call the model function inside the plate instead of the program",
             )
         )
     s = program.structure

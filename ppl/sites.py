@@ -155,9 +155,10 @@ class Unknown:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Stands for one of the program's inputs."""
+    """Stands for one of the program's inputs; `moved` if its elements were rearranged."""
 
     index: int
+    moved: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ its arrays, and all that it closes over are the same.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from ppl import _jax
 from ppl._types import PyTree
 from ppl.checks import check_inputs
 from ppl.context import Context, context
-from ppl.errors import ArgumentError, TracerLeakError, message
+from ppl.errors import ArgumentError, ModelError, TracerLeakError, message
 from ppl.fingerprint import find, fingerprint
 from ppl.program import Loop, Program, Structure
 
@@ -51,13 +52,15 @@ def stage(
     statics = tuple(None if _is_array(x) else _Static(x) for x in leaves)
     avals = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
     try:
+        held = [x.value for x in statics if x is not None]
+        read, changed = fingerprint(fun, held)
         key = (
             fun,
             loop,
             in_tree,
             statics,
             avals,
-            fingerprint(fun),
+            read,
             jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
         )
         found = _cache.get(key)
@@ -72,7 +75,7 @@ def stage(
             )
         ) from error
     if found is None:
-        found = _stage(fun, in_tree, statics, avals, name, loop)
+        found = _stage(fun, in_tree, statics, avals, name, loop, changed)
         if not any(_jax.is_tracer(c) for c in found[1]):
             _cache[key] = found
             if len(_cache) > _CACHE_SIZE:
@@ -138,24 +141,35 @@ def _stage(
     avals: tuple[Any, ...],
     name: str,
     loop: Loop | None,
+    changed: Hashable,
 ) -> tuple[Structure, tuple[Any, ...]]:
     def trace() -> tuple[Any, Any, tuple[Any, ...]]:
-        guard = _jax.LeakGuard()
+        outside = _jax.enclosing_traces()
         trees: list[Any] = []
 
         def flat(*arrays: Any) -> list[Any]:
-            guard.watch()
             args, kwargs = structure.arguments(arrays)
-            outs, out_tree = jax.tree.flatten(fun(*args, **kwargs))
+            value = fun(*args, **kwargs)
+            if inspect.isgenerator(value) or inspect.iscoroutine(value):
+                raise ModelError(
+                    message(
+                        f"{name} returned a {type(value).__name__}",
+                        needs="a function that runs its statements and returns a value",
+                        why="the body of a generator or coroutine has not run yet",
+                        fix="write the model with def and return, without yield or async",
+                    )
+                )
+            outs, out_tree = jax.tree.flatten(value)
             kinds = [None if _is_output(x) else _Static(x) for x in outs]
             trees.append((out_tree, kinds))
             return [x for x, k in zip(outs, kinds, strict=True) if k is None]
 
-        with context(Context(inside=True)):
+        with context(Context(inside=True, changed=changed)):
             closed = jax.make_jaxpr(flat)(
                 *[jax.ShapeDtypeStruct(s, d, weak_type=w) for s, d, w in avals]
             )
-        leak = find(fun, guard.holds) if guard.suspicious() else None
+        held = [x.value for x in statics if x is not None]
+        leak = find(fun, held, lambda x: _jax.is_tracer(x) and not _jax.belongs_to(x, outside))
         if leak is not None:
             raise TracerLeakError(
                 message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import os
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import Distribution
 
@@ -195,18 +197,9 @@ class plate:  # noqa: N801 - used like a function
         *,
         dim: int | None = None,
     ):
-        for what, number in (("size", size), ("subsample_size", subsample_size)):
-            if number is None:
-                continue
-            if _jax.is_tracer(number) or int(number) != number or number < 1:
-                raise ArgumentError(
-                    message(
-                        f'plate "{address}" got {what}={number}',
-                        needs="a positive integer that is known when the model is traced",
-                        why="array shapes are static in JAX",
-                        fix="pass a Python int, such as y.shape[0]",
-                    )
-                )
+        size = _require_size(address, "size", size)
+        if subsample_size is not None:
+            subsample_size = _require_size(address, "subsample_size", subsample_size)
         if subsample_size is not None and subsample_size > size:
             raise ArgumentError(
                 message(
@@ -238,7 +231,8 @@ class plate:  # noqa: N801 - used like a function
                 )
             )
         if members < self.size:
-            with context(dataclasses.replace(here, plates=())):
+            # One subset serves all members of the plates around it, and counts once.
+            with context(dataclasses.replace(here, plates=(), scale=1.0)):
                 indices = sample(self.address, Subsample(self.size, members))
             here = dataclasses.replace(here, scale=here.scale * self.size / members)
         else:
@@ -271,6 +265,23 @@ def _source() -> str:
             return f"{base}:{frame.f_lineno}"
         frame = frame.f_back  # pyright: ignore[reportAssignmentType]
     return ""
+
+
+def _require_size(address: str, what: str, number: Any) -> int:
+    try:
+        count = 0 if isinstance(number, bool) or _jax.is_tracer(number) else operator.index(number)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ArgumentError(
+            message(
+                f'plate "{address}" got {what}={number!r}',
+                needs="a positive integer that is known when the model is traced",
+                why="array shapes are static in JAX",
+                fix="pass a Python int, such as y.shape[0]",
+            )
+        )
+    return count
 
 
 def _here(statement: str, address: Any) -> Context:
@@ -340,9 +351,23 @@ def _drawn(tree: Any, avals: tuple[Any, ...], x64: bool) -> tuple[tuple[int, ...
     return out.shape, out.dtype
 
 
+# Tracing their `sample` takes longer than staging all else, and this is what comes out of it.
+_FLOATS = tuple(
+    getattr(numpyro.distributions, name)
+    for name in ("Beta", "Cauchy", "Dirichlet", "Exponential", "Gamma", "Gumbel", "HalfCauchy")
+    + ("HalfNormal", "InverseGamma", "Laplace", "Logistic", "LogNormal", "Normal", "StudentT")
+    + ("Uniform",)
+)
+
+
 def _signature(d: Distribution) -> tuple[tuple[int, ...], Any]:
     """Shape and dtype of a draw."""
     leaves, tree = jax.tree.flatten(d)
+    base: Any = d
+    while type(base).__name__ in ("ExpandedDistribution", "Independent"):
+        base = base.base_dist
+    if type(base) in _FLOATS:
+        return d.shape(), jnp.result_type(jnp.result_type(float), *map(jnp.result_type, leaves))
     avals = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     with context(None):

@@ -20,7 +20,7 @@ from ppl.errors import (
 )
 from ppl.interpreter import Frame, evaluate
 from ppl.primitives import Site, log_prob
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Recording, Separating
 from ppl.staging import stage
@@ -39,6 +39,7 @@ class _Guided(Recording):
     """Take proposed values and add their log densities; draw the rest."""
 
     name = "importance"
+    unbounded = True  # sites in a while_loop are drawn, and have no record
 
     def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.address not in frame.given:
@@ -81,8 +82,9 @@ def importance(program: Program, num_particles: int, proposal: Program | None = 
                 fix="num_particles=1000",
             )
         )
+    require_program("importance", program)
     if proposal is not None:
-        _check_proposal(program, proposal)
+        _check_proposal(program, require_program("importance", proposal))
     return stage(_importance, (program, count, proposal), name=f"importance({program.name})")
 
 
@@ -91,12 +93,23 @@ def _check_proposal(program: Program, proposal: Program) -> None:
     for address in proposal.latents:
         mine, theirs = proposal.sites[address], program.sites[address]
         if mine.shape != theirs.shape or mine.discrete != theirs.discrete:
+            said, wanted = (
+                f"{'discrete' if s.discrete else 'continuous'} values of shape {s.shape}"
+                for s in (mine, theirs)
+            )
             raise AddressError(
                 message(
-                    f"importance got a proposal of shape {mine.shape} at "
-                    f"{at(address, mine.source)}",
-                    needs=f"shape {theirs.shape} and the same kind of values as the program's",
-                    fix="give the proposal's site the program's plates",
+                    f"importance got a proposal of {said} at {at(address, mine.source)}",
+                    needs=f"{wanted}, as the program has ({theirs.source})",
+                    fix="give the proposal's site the program's plates and kind of distribution",
+                )
+            )
+        if mine.placed.whiles or theirs.placed.whiles:
+            raise UnsupportedError(
+                message(
+                    f"importance got a proposal for {at(address, theirs.source)} in a while_loop",
+                    needs="proposed sites that occur a known number of times",
+                    fix="leave the address out of the proposal, or use jax.lax.scan",
                 )
             )
         if mine.conditional:
@@ -122,7 +135,6 @@ def _check_proposal(program: Program, proposal: Program) -> None:
 
 def _importance(program: Program, num_particles: int, proposal: Program | None) -> Population:
     s = program.structure
-    bounded = all(not x.placed.whiles for x in program.sites if x.kind == "latent")
 
     def particle(_: Any) -> Any:
         given, proposed = {}, {}
@@ -130,8 +142,9 @@ def _importance(program: Program, num_particles: int, proposal: Program | None) 
             q = proposal.structure
             proposed = evaluate(_Proposed(), q.jaxpr, proposal.consts, proposal.args).records
             given = {a: r.value[0] for a, r in proposed.items() if a in proposal.latents}
-        target = _Guided() if bounded else Separating()
-        outs, weight, records = evaluate(target, s.jaxpr, program.consts, program.args, given=given)
+        outs, weight, records = evaluate(
+            _Guided(), s.jaxpr, program.consts, program.args, given=given
+        )
         for address in given:
             # Where the program did not reach the site, the proposed value is not part of the run.
             density = proposed[address].value[1]
@@ -141,11 +154,13 @@ def _importance(program: Program, num_particles: int, proposal: Program | None) 
                 density = jnp.where(present.reshape(present.shape + extra), density, 0.0)
             weight = weight - jnp.sum(density)
         choices = {a: records[a].value for a in program.latents if a in records}
-        return s.rebuild(outs), weight, choices
+        present = {a: r.present for a, r in records.items() if a in choices}
+        present = {a: x for a, x in present.items() if x is not None}
+        return s.rebuild(outs), weight, choices, present
 
-    values, weights, choices = jax.vmap(particle)(jnp.arange(num_particles))
+    values, weights, choices, present = jax.vmap(particle)(jnp.arange(num_particles))
     evidence = jax.nn.logsumexp(weights) - math.log(num_particles)
     # The delta method: sd(w) / (mean(w) sqrt(N)) is the relative error of the mean weight.
     relative = jnp.where(evidence == -jnp.inf, jnp.nan, jnp.exp(weights - evidence))
     error = jnp.std(relative) / math.sqrt(num_particles)
-    return Population(values, weights, evidence, choices, program, error)
+    return Population(values, weights, evidence, choices, program, error, present)

@@ -23,7 +23,7 @@ from ppl.errors import (
     message,
 )
 from ppl.inference.kernel import GradientKernel
-from ppl.program import Loop, Program
+from ppl.program import Loop, Program, require_program
 from ppl.semantics.chains import Chains
 from ppl.semantics.density import joint
 from ppl.semantics.suspended import loop_program
@@ -70,6 +70,7 @@ def mcmc(
         UnsupportedError: a latent site is discrete, or there is none.
         InitializationError: (when run) no finite starting point was found; names the site.
     """
+    require_program("mcmc", program)
     counts = {"num_samples": num_samples, "num_chains": num_chains, "num_warmup": num_warmup}
     for name, count in counts.items():
         _require_count(name, count, 0 if name == "num_warmup" else 1)
@@ -200,14 +201,14 @@ def _step(
 
 def _emit(move: Any, program: Program, *_: Any) -> Any:
     points = jax.vmap(unconstrain(program).at)(move.position)
-    return {**points.choices, **points.deterministics}, move.stats
+    return {**points.choices, **points.deterministics}, move.stats, points.present
 
 
 def _finish(state: _State, kept: Any, program: Program, *_: Any) -> Chains:
-    draws, stats = jax.tree.map(lambda x: x.swapaxes(0, 1), kept)
+    draws, stats, present = jax.tree.map(lambda x: x.swapaxes(0, 1), kept)
     order = [s.address for s in program.sites if s.address in draws]
     draws = {a: draws[a] for a in sorted(order, key=lambda a: a not in program.latents)}
-    return Chains(draws, stats, state, program, program.latents)
+    return Chains(draws, stats, state, program, program.latents, present)
 
 
 def _check(state: _State, program: Program, *_: Any) -> None:

@@ -7,6 +7,7 @@ from ppl.interpreter.base import (
     Outcome,
     Record,
     Renaming,
+    address_hash,
     evaluate,
     loop_key_of,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Placed",
     "Record",
     "Renaming",
+    "address_hash",
     "evaluate",
     "loop_key_of",
     "placed_sites",

@@ -39,6 +39,11 @@ class Record(NamedTuple):
 _LOOP = zlib.crc32(b"an axis of iterations")
 
 
+def address_hash(address: str) -> int:
+    """Give the 32 bits by which an address selects its random numbers."""
+    return zlib.crc32(address.encode())
+
+
 def loop_key_of(key: Any) -> Any:
     """The key from which a loop in a region of key `key` derives that of each iteration."""
     return jax.random.fold_in(key, _LOOP)
@@ -56,7 +61,7 @@ class Frame:
 
         So conditioning on one site, or interpreting in another way, changes no other draw.
         """
-        return jax.random.fold_in(self.key, zlib.crc32(site.address.encode()))
+        return jax.random.fold_in(self.key, address_hash(site.address))
 
     def loop_key(self) -> Any:
         """The key whose foldings with 0, 1, ... serve a loop's iterations."""
@@ -83,6 +88,16 @@ class Interpreter:
     name = "this interpreter"
     #: Whether sites inside a `while_loop`, whose number is unknown, can be given a meaning.
     unbounded = True
+    #: Whether sites are staged again, whether a weight is kept, whether given values fix sites.
+    rebinds, weighs, fixes = True, False, True
+
+    def arrays(self) -> Any:
+        """Give the arrays the interpreter holds, as a pytree."""
+        return None
+
+    def with_arrays(self, arrays: Any) -> Interpreter:
+        """Give the interpreter that holds these arrays instead."""
+        return self
 
     def zero(self) -> Any:
         """The neutral weight: a pytree of arrays, added along the evaluation."""

@@ -31,6 +31,12 @@ class _Masking(Interpreter):
     def __init__(self, flag: Any, branch: tuple[int, int] | None):
         self.flag, self.branch = flag, branch
 
+    def arrays(self) -> Any:
+        return self.flag
+
+    def with_arrays(self, arrays: Any) -> Interpreter:
+        return _Masking(arrays, self.branch)
+
     def _masked(self, site: Site, leaves: list[Any]) -> list[Any]:
         present = site.operands(leaves).present
         if present is None:
@@ -44,7 +50,9 @@ class _Masking(Interpreter):
         return bind(site, leaves)
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
-        return self._masked(site, leaves)[0]
+        value = self._masked(site, leaves)[0]
+        # No gradient may reach a choice through a branch that its lane does not take.
+        return jnp.where(self.flag, value, jax.lax.stop_gradient(value))
 
     def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
         self._masked(site, leaves)

@@ -157,17 +157,19 @@ def _while_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: Any) -
         child(interpreter, params["cond_jaxpr"]),
         child(interpreter, params["body_jaxpr"]),
     )
+    # What is given for a site in a loop without bounds holds at every iteration.
+    given = below(frame, params["cond_jaxpr"], params["body_jaxpr"])
     key = frame.loop_key()
 
     def at_step(i: Any) -> Any:
         return None if key is None else jax.random.fold_in(key, i)
 
     def advance(i: Any, carry: Any) -> Any:
-        carry, weight, _ = step(at_step(i), {}, [*body_consts, *carry])
+        carry, weight, _ = step(at_step(i), given, [*body_consts, *carry])
         return carry, weight
 
     def go_on(i: Any, carry: Any) -> Any:
-        (go,), weight, _ = test(at_step(i), {}, [*cond_consts, *carry])
+        (go,), weight, _ = test(at_step(i), given, [*cond_consts, *carry])
         return go, weight
 
     def body(state: Any) -> Any:

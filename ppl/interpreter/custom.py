@@ -1,4 +1,9 @@
-"""`custom_jvp` and `custom_vjp` functions with sites inside."""
+"""`custom_jvp` and `custom_vjp` functions with sites inside.
+
+The user's rule says how the outputs depend on the arguments; it knows nothing of what an
+interpreter adds. So the derivative of the outputs is the user's with respect to the arguments plus
+the true one with respect to given values, and weights and records are differentiated as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,65 +20,85 @@ from ppl.interpreter.placed import placed_sites
 
 
 def _custom_jvp_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: Any) -> list[Any]:
-    """Keep the user's rule for the outputs; weights and records are differentiated as they are."""
     call, key = eqn.params["call_jaxpr"], frame.key
-    region = child(interpreter, call)
 
+    # What the rules need is an argument: they are traced later, when closures may have gone stale.
     @jax.custom_jvp
-    def apply(given: Any, args: Any) -> Outcome:
-        return region(key, given, args)
+    def apply(arrays: Any, given: Any, args: Any) -> Outcome:
+        return child(interpreter.with_arrays(arrays), call)(key, given, args)
 
     @apply.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        _refuse_redraw(interpreter, key, call)
-        out, out_dot = jax.jvp(lambda g, a: region(key, g, a), primals, tangents)
+        arrays, given, args = primals
+        _refuse(interpreter, key, call, given)
+        held = interpreter.with_arrays(arrays)
         with _where(call):
             num_consts, jaxpr, (consts, zeros) = _jax.custom_jvp_rule(eqn)
-        args = [*primals[1][num_consts:], *tangents[1][num_consts:]]
-        ruled = evaluate(interpreter, jaxpr, consts, args, given=primals[0]).outs
-        return out, out_dot._replace(outs=_jax.rule_tangents(ruled, zeros))
+        flat = [*args[num_consts:], *tangents[2][num_consts:]]
+        ruled = evaluate(held, jaxpr, consts, flat, given=given).outs
+        dots = _jax.rule_tangents(ruled, zeros)
+        out = apply(*primals)
+        if interpreter.rebinds:
+            return out, Outcome(dots, None, {})
+        region = child(held, call)
+        _, out_dot = jax.jvp(lambda g, a: region(key, g, a), (given, args), tangents[1:])
+        _, also = jax.jvp(lambda g: region(key, g, args).outs, (given,), (tangents[1],))
+        dots = [_jax.add_tangents(a, b) for a, b in zip(dots, also, strict=True)]
+        return out, out_dot._replace(outs=dots)
 
-    outs, weight, records = apply(below(frame, call), values)
+    outs, weight, records = apply(interpreter.arrays(), below(frame, call), values)
     absorb(frame, weight, records)
     return outs
 
 
 def _custom_vjp_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: Any) -> list[Any]:
-    """Keep the user's rule for the outputs; weights and records are differentiated as they are."""
     call, key = eqn.params["call_jaxpr"], frame.key
-    region = child(interpreter, call)
 
     @jax.custom_vjp
-    def apply(given: Any, args: Any) -> Outcome:
-        return region(key, given, args)
+    def apply(arrays: Any, given: Any, args: Any) -> Outcome:
+        return child(interpreter.with_arrays(arrays), call)(key, given, args)
 
-    def forward(given: Any, args: Any) -> Any:
-        _refuse_redraw(interpreter, key, call)
-        out, pull = jax.vjp(lambda g, a: region(key, g, a), given, args)
+    def forward(arrays: Any, given: Any, args: Any) -> Any:
+        _refuse(interpreter, key, call, given)
+        held = interpreter.with_arrays(arrays)
         with _where(call):
             num_consts, jaxpr, consts, residuals, _ = _jax.custom_vjp_rules(eqn)
-        ran = evaluate(interpreter, jaxpr, consts, args[num_consts:], given=given).outs
-        return out, (pull, residuals(ran, args))
+        ran = evaluate(held, jaxpr, consts, args[num_consts:], given=given).outs
+        outs = ran[len(ran) - len(eqn.outvars) :]
+        saved = residuals(ran, args)
+        if interpreter.rebinds:
+            return Outcome(outs, None, {}), (None, saved, arrays, given, args)
+        region = child(held, call)
+        out, pull = jax.vjp(lambda g, a: region(key, g, a), given, args)
+        return out._replace(outs=outs), (pull, saved, arrays, given, args)
 
-    def backward(saved: Any, bar: Outcome) -> Any:
-        pull, residuals = saved
+    def backward(kept: Any, bar: Outcome) -> Any:
+        pull, saved, arrays, given, args = kept
         with _where(call):
             num_consts, *_, rule = _jax.custom_vjp_rules(eqn)
-        given_bar, args_bar = pull(bar._replace(outs=[_jax.zero_tangent(x) for x in bar.outs]))
-        user = [None] * num_consts + rule(residuals, bar.outs)
-        return given_bar, [
-            a if u is None or a.dtype == jax.dtypes.float0 else a + u
-            for a, u in zip(args_bar, user, strict=True)
+        user = [None] * num_consts + rule(saved, bar.outs)
+        nothing = jax.tree.map(_jax.zero_tangent, (arrays, given, args))
+        if pull is None:
+            given_bar, args_bar = nothing[1:]
+        else:
+            given_bar, _ = pull(bar)
+            _, args_bar = pull(bar._replace(outs=[_jax.zero_tangent(x) for x in bar.outs]))
+        total = [
+            a if u is None else _jax.add_tangents(a, u) for a, u in zip(args_bar, user, strict=True)
         ]
+        return nothing[0], given_bar, total
 
     apply.defvjp(forward, backward)
-    outs, weight, records = apply(below(frame, call), values)
+    outs, weight, records = apply(interpreter.arrays(), below(frame, call), values)
     absorb(frame, weight, records)
     return outs
 
 
+RULES.update({"custom_jvp_call": _custom_jvp_rule, "custom_vjp_call": _custom_vjp_rule})
+
+
 def _where(jaxpr: Any) -> Any:
-    """The context in which a custom derivative was called: its rule is traced only when needed.
+    """Give the context in which a custom derivative was called: its rule is traced when needed.
 
     It is that of the outermost statement inside; a rule that cannot be placed so (every statement
     sits in a plate or scope of the function's own) fails on its addresses.
@@ -82,19 +107,23 @@ def _where(jaxpr: Any) -> Any:
     return context(min(contexts, key=lambda c: (len(c.plates), len(c.prefix))))
 
 
-def _refuse_redraw(interpreter: Interpreter, key: Any, jaxpr: Any) -> None:
-    latent = [p.site for p in placed_sites(jaxpr) if p.site.kind == "latent"]
+def _refuse(interpreter: Interpreter, key: Any, jaxpr: Any, given: Any) -> None:
+    """Refuse a derivative that could only be guessed."""
+    placed = placed_sites(jaxpr)
+    latent = [p.site for p in placed if p.site.kind == "latent"]
+    site = latent[0] if latent else placed[0].site
+    why = ""
     if key is not None and latent:
+        why = "the derivative rule would draw other values than the function did"
+    elif interpreter.rebinds and (interpreter.weighs or (given and interpreter.fixes)):
+        why = f"{interpreter.name} rewrites the function's sites, and its rule does not know of it"
+    if why:
         raise UnsupportedError(
             message(
-                f"{interpreter.name} was differentiated through the draw at "
-                f"{at(latent[0].address, latent[0].source)} inside a custom derivative",
-                needs="the draws to be given, not made anew",
-                why="the derivative rule would draw other values than the function did",
-                fix=f'move the sample statement of "{latent[0].address}" out of the custom_jvp '
-                "or custom_vjp function",
+                f"{interpreter.name} was differentiated through {at(site.address, site.source)} "
+                "inside a custom derivative",
+                needs="the site outside of the custom_jvp or custom_vjp function, or given values",
+                why=why,
+                fix="move the statement out of the function, or differentiate ppl.log_density",
             )
         )
-
-
-RULES.update({"custom_jvp_call": _custom_jvp_rule, "custom_vjp_call": _custom_vjp_rule})

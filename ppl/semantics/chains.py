@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ class Chains:
     **Meaning.** f -> the average of f over draws, which converges to the normalised measure.
 
     `draws` holds arrays of shape (chain, draw, *site) by address: latents, then deterministics.
-    `stats` holds what the kernel reports, of shape (chain, draw).
+    `stats` holds what the kernel reports, of shape (chain, draw). `present` tells, for sites that
+    stand in branches, in which draws they exist; elsewhere a draw is a placeholder.
     """
 
     draws: dict[str, Array]
@@ -34,6 +36,7 @@ class Chains:
     state: PyTree = None
     program: Program | None = None
     latents: tuple[str, ...] = static(default=())
+    present: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def num_chains(self) -> int:
@@ -65,13 +68,15 @@ class Chains:
             quantiles: probabilities.
             coords: labels by plate name.
         """
-        return table.summarize(
-            chosen(host(self.draws), var_names),
+        draws, notes = always(chosen(host(self.draws), var_names), self.present)
+        summary = table.summarize(
+            draws,
             dims=self._dims,
             coords=coords,
             quantiles=quantiles,
             stats=host(self.stats),
         )
+        return dataclasses.replace(summary, notes=(*summary.notes, *notes))
 
     @property
     def _dims(self) -> dict[str, tuple[str, ...]]:
@@ -121,7 +126,11 @@ class Chains:
 
     def save(self, path: str) -> None:
         """Write draws and statistics to a file (.npz, no pickle)."""
-        arrays = {"draws": host(self.draws), "stats": host(self.stats)}
+        arrays = {
+            "draws": host(self.draws),
+            "stats": host(self.stats),
+            "present": host(self.present),
+        }
         dims = {a: list(d) for a, d in self._dims.items()}
         storage.save(path, arrays, {"kind": "chains", "latents": list(self.latents), "dims": dims})
 
@@ -143,7 +152,14 @@ class Chains:
                 )
             )
         draws = arrays.get("draws", {})
-        return cls(draws, arrays.get("stats", {}), None, program, tuple(about["latents"]))
+        return cls(
+            draws,
+            arrays.get("stats", {}),
+            None,
+            program,
+            tuple(about["latents"]),
+            arrays.get("present", {}),
+        )
 
     def __repr__(self) -> str:
         if any(_jax.is_tracer(x) for x in jax.tree.leaves(self.draws)):
@@ -169,6 +185,20 @@ def chosen(draws: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]
     names = [names] if isinstance(names, str) else list(names)
     check_addresses("summary", names, draws)
     return {name: draws[name] for name in names}
+
+
+def always(
+    draws: dict[str, Any], present: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Leave out sites that do not exist in every draw, and say which."""
+    partial = {a: float(np.mean(present[a])) for a in draws if a in present}
+    partial = {a: share for a, share in partial.items() if share < 1}
+    notes = tuple(
+        f"{a} is left out: it stands in a branch and exists in {share:.0%} of the draws; .present "
+        f'tells in which, so .draws["{a}"] can be described given that it exists'
+        for a, share in partial.items()
+    )
+    return {a: x for a, x in draws.items() if a not in partial}, notes
 
 
 def _rows(x: Any) -> Any:

@@ -12,10 +12,18 @@ from jaxtyping import Array, ArrayLike
 
 from ppl import _jax
 from ppl._types import PyTree, Scalar
-from ppl.errors import AddressError, ObservationError, at, check_addresses, message, suggest
+from ppl.errors import (
+    AddressError,
+    ObservationError,
+    UnsupportedError,
+    at,
+    check_addresses,
+    message,
+    suggest,
+)
 from ppl.interpreter import Frame, Record, evaluate
 from ppl.primitives import Site, log_prob
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.weighted import Weighing, concrete
 from ppl.sites import SiteInfo
 
@@ -109,6 +117,7 @@ def match_choices(
     kinds: tuple[str, ...] = ("latent",),
 ) -> dict[str, Any]:
     """Check that values fit the sites they are for, and make them arrays of the sites' dtypes."""
+    require_program(operation, program)
     if not isinstance(choices, Mapping):
         raise AddressError(
             message(
@@ -131,6 +140,17 @@ def match_choices(
                 )
             )
     check_addresses(operation, choices, addresses)
+    for site in known:
+        if site.address in choices and site.placed.whiles:
+            raise UnsupportedError(
+                message(
+                    f"{operation} got a value for {at(site.address, site.source)}, which stands in "
+                    "a while_loop",
+                    needs="a site that occurs a known number of times",
+                    why="the loop may draw it any number of times",
+                    fix="use jax.lax.scan, where the value has one row per iteration",
+                )
+            )
     missing = [a for a in addresses if a not in choices]
     if complete and missing:
         raise AddressError(

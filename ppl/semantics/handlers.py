@@ -15,7 +15,7 @@ from ppl.distributions import Delta
 from ppl.errors import ArgumentError, ObservationError, at, check_addresses, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, bind, facts, lanes, with_operand
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.density import match_choices
 from ppl.semantics.weighted import Trace
 from ppl.sites import SiteInfo
@@ -88,17 +88,21 @@ class _Unobserve(Rewriting):
 
 class _Scale(Rewriting):
     name = "scale"
+    fixes = False
 
     def rewrite(self, site: Site, leaves: list[Any], value: Any) -> tuple[Site, list[Any]]:
-        old = site.operands(leaves).scale
-        if old is None:
-            return with_operand(site, leaves, "scale", value, mapped=False)
-        operands = site.operands(leaves)._replace(scale=old * value)
-        return site, jax.tree.leaves(operands)
+        if site.operands(leaves).scale is None:
+            return with_operand(site, leaves, "scale", value, mapped=True)
+
+        def one(operands: Operands, value: Any) -> Operands:
+            return operands._replace(scale=operands.scale * value)
+
+        return lifted(site, leaves, one, value)
 
 
 class _Mask(Rewriting):
     name = "mask"
+    fixes = False
 
     def rewrite(self, site: Site, leaves: list[Any], value: Any) -> tuple[Site, list[Any]]:
         def one(operands: Operands, keep: Any) -> Operands:
@@ -174,6 +178,7 @@ def unobserve(program: Program, addresses: Sequence[str] | None = None) -> Progr
         program: any program.
         addresses: the observations to free; None for all.
     """
+    require_program("unobserve", program)
     chosen = program.observed if addresses is None else tuple(addresses)
     check_addresses("unobserve", chosen, program.observed)
     return _apply(_Unobserve, program, {a: _marker(program.sites[a]) for a in chosen})
@@ -207,7 +212,7 @@ def scale(program: Program, factor: ArrayLike, addresses: Sequence[str] | None =
                 fix="ppl.scale(program, 0.5)",
             )
         )
-    shapes = {a: program.sites[a].placed.scans for a in chosen}
+    shapes = {a: program.sites[a].placed.prefix for a in chosen}
     given = {a: jnp.broadcast_to(value, s) for a, s in shapes.items()}
     return _apply(_Scale, program, given)
 
@@ -244,6 +249,7 @@ def mask(program: Program, keep: ArrayLike, addresses: Sequence[str] | None = No
 def _chosen(
     operation: str, program: Program, addresses: Sequence[str] | None, kinds: tuple[str, ...]
 ) -> tuple[str, ...]:
+    require_program(operation, program)
     known = [s.address for s in program.sites if s.kind in kinds]
     if addresses is None:
         return tuple(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,18 @@ from jaxtyping import Array, Float
 
 from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
+from ppl.errors import ResultError, check_addresses, message
 from ppl.program import Program
 from ppl.results import table
-from ppl.semantics.chains import chosen, dimensions, host, read, require_program, to_inference_data
+from ppl.semantics.chains import (
+    always,
+    chosen,
+    dimensions,
+    host,
+    read,
+    require_program,
+    to_inference_data,
+)
 from ppl.semantics.predictive import posterior_predictive
 from ppl.semantics.run import as_key
 
@@ -32,7 +42,8 @@ class Population:
 
     **Meaning.** f -> E[Z sum_i W_i f(values_i)], where W are the normalised weights and
     Z = exp(log_evidence). `log_weights` are unnormalised. `log_evidence_se` is the standard error
-    of `log_evidence` where the algorithm knows one.
+    of `log_evidence` where the algorithm knows one. `present` tells, for sites that stand in
+    branches, which particles reached them; elsewhere a choice is a placeholder.
     """
 
     values: PyTree
@@ -41,6 +52,7 @@ class Population:
     choices: Choices
     program: Program | None = None
     log_evidence_se: Scalar | None = None
+    present: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def num_particles(self) -> int:
@@ -70,21 +82,47 @@ class Population:
         The bias is O(1 / N); the standard error is that of independent particles.
 
         Args:
-            fun: a function of one return value, or the address of a choice.
+            fun: a function of one return value, or the address of a choice. For a site that stands
+                in a branch the expectation is that given the site exists.
+
+        Raises:
+            ResultError: every particle has weight zero, so that there is no posterior.
         """
-        x = self.choices[fun] if isinstance(fun, str) else jax.vmap(fun)(self.values)
+        self._require_mass("expect")
+        present = None
+        if isinstance(fun, str):
+            check_addresses("expect", [fun], self.choices)
+            x, present = self.choices[fun], self.present.get(fun)
+        else:
+            x = jax.vmap(fun)(self.values)
 
-        def mean(x: Any) -> Any:
-            return jnp.tensordot(self.weights, x, axes=1)
+        def one(x: Any) -> Estimate:
+            weights = self.weights.reshape(-1, *[1] * (x.ndim - 1))
+            if present is not None:
+                weights = weights * present.reshape(present.shape + (1,) * (x.ndim - present.ndim))
+                weights = weights / jnp.sum(weights, axis=0)
+            mean = jnp.sum(weights * x, axis=0)
+            return Estimate(mean, jnp.sqrt(jnp.sum((weights * (x - mean)) ** 2, axis=0)))
 
-        def error(x: Any, m: Any) -> Any:
-            return jnp.sqrt(jnp.tensordot(self.weights**2, (x - m) ** 2, axes=1))
+        leaves, tree = jax.tree.flatten(x)
+        parts = [one(leaf) for leaf in leaves]
+        return Estimate(*(jax.tree.unflatten(tree, column) for column in zip(*parts, strict=True)))
 
-        values = jax.tree.map(mean, x)
-        return Estimate(values, jax.tree.map(error, x, values))
+    def _require_mass(self, operation: str) -> None:
+        if not _jax.is_tracer(self.log_weights) and bool(jnp.all(self.log_weights == -jnp.inf)):
+            raise ResultError(
+                message(
+                    f"{operation} got a population in which every particle has weight zero",
+                    needs="at least one particle of positive weight",
+                    why="the evidence estimate is zero, so that there is no posterior to describe",
+                    fix="check the observations against the model's support, use more particles, "
+                    "or a proposal",
+                )
+            )
 
     def resample(self, key: Key, num: int | None = None) -> dict[str, Array]:
         """Draw equally weighted choices (systematic resampling; Carpenter et al. 1999)."""
+        self._require_mass("resample")
         count = self.num_particles if num is None else num
         offset = jax.random.uniform(as_key(key))
         grid = (jnp.arange(count) + offset) / count
@@ -106,13 +144,15 @@ class Population:
             quantiles: probabilities.
             coords: labels by plate name.
         """
-        return table.summarize_weighted(
-            chosen(self.draws, var_names),
+        draws, notes = always(chosen(self.draws, var_names), self.present)
+        summary = table.summarize_weighted(
+            draws,
             np.asarray(self.log_weights, float),
             dims=dimensions(self.program, self.choices),
             coords=coords,
             quantiles=quantiles,
         )
+        return dataclasses.replace(summary, notes=(*summary.notes, *notes))
 
     def predictive(self, key: Key, num: int | None = None) -> dict[str, Array]:
         """Draw from the posterior predictive: resampled particles, observations drawn anew."""
@@ -162,6 +202,7 @@ class Population:
         }
         if self.log_evidence_se is not None:
             arrays["log_evidence_se"] = np.asarray(self.log_evidence_se)
+        arrays["present"] = host(self.present)
         storage.save(path, arrays, {"kind": "population"})
 
     @classmethod
@@ -175,6 +216,7 @@ class Population:
             {a: jnp.asarray(x) for a, x in arrays["choices"].items()},
             program,
             arrays.get("log_evidence_se"),
+            {a: jnp.asarray(x) for a, x in arrays.get("present", {}).items()},
         )
 
     def __repr__(self) -> str:

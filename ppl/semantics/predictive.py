@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from ppl._types import Key
 from ppl.checks import observed_values
-from ppl.errors import OpenObservationsError, ResultError, at, message
+from ppl.errors import (
+    ObservationError,
+    OpenObservationsError,
+    ResultError,
+    at,
+    check_addresses,
+    message,
+)
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw, with_operand
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.density import joint
 from ppl.semantics.run import as_key
 
@@ -22,7 +30,7 @@ class Predicting(Interpreter):
     """Take what is given, draw the rest, observations included, and record every site."""
 
     name = "predictive"
-    unbounded = False
+    unbounded, rebinds = False, False
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind == "deterministic":
@@ -65,16 +73,30 @@ def posterior_predictive(
     Returns:
         By address, arrays of shape (rows, *site): observations, deterministics, remaining latents.
     """
-    rows = next((x.shape[0] for x in choices.values()), None)
-    if rows is None:
+    require_program("posterior_predictive", program)
+    check_addresses("posterior_predictive", choices, program.latents)
+    given = {a: jnp.asarray(x) for a, x in choices.items()}
+    rows = {x.shape[0] for x in given.values() if x.ndim}
+    for address, x in given.items():
+        site = program.sites[address]
+        if len(rows) != 1 or x.shape[1:] != site.shape:
+            raise ObservationError(
+                message(
+                    f"posterior_predictive got shape {x.shape} for {at(address, site.source)}",
+                    needs=f"shape (rows, *{site.shape}), with the same rows for all addresses",
+                    why=f"each row is one draw; the rows are {sorted(rows)}",
+                    fix="chains.predictive(key), or reshape the draws to (rows, *site)",
+                )
+            )
+    if not given:
         raise ResultError(
             message(
-                "predictive got no choices",
+                "posterior_predictive got no choices",
                 needs="at least one latent address",
                 fix="ppl.prior_predictive(program, key)",
             )
         )
-    return _predict_many(program, dict(choices), jax.random.split(as_key(key), rows))
+    return _predict_many(program, given, jax.random.split(as_key(key), rows.pop()))
 
 
 def prior_predictive(program: Program, key: Key, num_draws: int = 1000) -> dict[str, Array]:
@@ -92,11 +114,14 @@ def prior_predictive(program: Program, key: Key, num_draws: int = 1000) -> dict[
         OpenObservationsError: the program has a factor, which is part of no distribution to draw
             from.
     """
-    factors = [s for s in program.sites if s.kind == "factor"]
+    require_program("prior_predictive", program)
+    factors = [
+        s for s in program.sites if s.kind == "factor" or (s.kind == "latent" and s.weighted)
+    ]
     if factors:
         raise OpenObservationsError(
             message(
-                f"prior_predictive got the factor {at(factors[0].address, factors[0].source)}",
+                f"prior_predictive got a factor or scaled prior at {at(factors[0].address, factors[0].source)}",
                 needs="a program whose prior can be drawn from",
                 why="a factor reweighs runs, and draws would ignore it",
                 fix="ppl.mask(program, False) if the prior without factors is meant, or fit the "

@@ -14,10 +14,17 @@ from numpyro.distributions import Distribution
 from ppl import distributions as dist
 from ppl._types import pytree
 from ppl.distributions import describe
-from ppl.errors import ArgumentError, DistributionError, at, check_addresses, message
+from ppl.errors import (
+    ArgumentError,
+    DistributionError,
+    UnsupportedError,
+    at,
+    check_addresses,
+    message,
+)
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, bind, facts, lanes
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.handlers import fixed, lifted
 from ppl.staging import stage
 
@@ -112,14 +119,31 @@ def _transformed(d: Distribution) -> tuple[Distribution, list[Any]]:
 
 class _Reparam(Interpreter):
     name = "reparam"
+    weighs = True  # in the sense that a rule of the user cannot know what it does
 
     def __init__(self, strategies: Mapping[str, Strategy]):
         self.strategies = strategies
+
+    def arrays(self) -> Any:
+        return self.strategies
+
+    def with_arrays(self, arrays: Any) -> Interpreter:
+        return _Reparam(arrays)
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         strategy = self.strategies.get(site.address)
         if strategy is None or site.kind != "latent":
             return super().sample(frame, site, leaves)
+        if site.operands(leaves).scale is not None:
+            raise UnsupportedError(
+                message(
+                    f"reparam got the scaled site {at(site.address, site.source)}",
+                    needs="a site whose density counts once",
+                    why="the change of variables would be scaled with the density",
+                    fix="ppl.scale(ppl.reparam(program, ...), factor, addresses) where that is "
+                    "meant, or leave the site as it is",
+                )
+            )
 
         def base(operands: Operands) -> Operands:
             assert operands.distribution is not None
@@ -154,7 +178,7 @@ def reparam(program: Program, strategies: Mapping[str, Strategy]) -> Program:
         program: any program.
         strategies: `ppl.NonCentred(centredness)` or `ppl.Untransformed()` by address.
     """
-    latents = program.latents
+    latents = require_program("reparam", program).latents
     check_addresses("reparam", strategies, latents)
     for address, strategy in strategies.items():
         if not hasattr(strategy, "base") or not hasattr(strategy, "forward"):

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import _jax
 from ppl._types import Key, PyTree
 from ppl.errors import ArgumentError, OpenObservationsError, at, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.suspended import drive
 
 
@@ -21,6 +22,7 @@ class Drawing(Interpreter):
     """Draw every latent site."""
 
     name = "run"
+    rebinds = False
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind != "latent":
@@ -56,15 +58,7 @@ def run(
     Raises:
         OpenObservationsError: the program observes or weighs; it has to be fitted, not drawn from.
     """
-    if not isinstance(program, Program):
-        raise ArgumentError(
-            message(
-                f"run got {type(program).__name__}",
-                needs="a Program",
-                why="a Model becomes a program when it is called with its arguments",
-                fix="ppl.run(model(data), key)",
-            )
-        )
+    require_program("run", program)
     if checkpoint is not None:
         raise ArgumentError(
             message(
@@ -115,18 +109,19 @@ def refuse_scores(program: Program) -> None:
 
 def as_key(key: Any) -> Any:
     """Make a typed PRNG key of an int, a key, or the older raw uint32 key."""
-    if isinstance(key, jax.Array) or _jax.is_tracer(key):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return key
-        if key.dtype == jnp.uint32 and key.shape == (2,):
-            return jax.random.wrap_key_data(key)
     try:
+        if isinstance(key, (jax.Array, np.ndarray)) or _jax.is_tracer(key):
+            if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+                return key
+            if key.dtype == np.uint32 and key.shape == (2,):
+                return jax.random.wrap_key_data(jnp.asarray(key))
         return jax.random.key(operator.index(key))
-    except TypeError:
+    except (TypeError, OverflowError, ValueError):
         raise ArgumentError(
             message(
                 f"got the key {key!r}",
-                needs="an int, or a JAX PRNG key",
-                fix="key=0, or key=jax.random.key(0)",
+                needs="an int of at most 64 bits, or one JAX PRNG key",
+                why="several keys draw several times only under jax.vmap",
+                fix="key=0, key=jax.random.key(0), or jax.vmap(lambda k: ppl.run(program, k))(keys)",
             )
         ) from None

@@ -16,7 +16,7 @@ from ppl.distributions import biject_to
 from ppl.errors import UnsupportedError, at, message
 from ppl.interpreter import Frame, evaluate
 from ppl.primitives import Operands, Site, factor, lanes, log_prob, weigh
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.density import match_choices
 from ppl.semantics.weighted import Weighing
 
@@ -32,6 +32,7 @@ class Point(NamedTuple):
     value: PyTree
     choices: dict[str, Array]
     deterministics: dict[str, Array]
+    present: dict[str, Array]
 
 
 class _Constraining(Weighing):
@@ -127,10 +128,11 @@ class Unconstrained:
             _Constraining(), s.jaxpr, self.program.consts, self.program.args, given=given
         )
         choices = {a: records.pop(a).value for a, _ in self.shapes if records[a].present is None}
-        total = density + jacobian
+        total, flags = density + jacobian, {}
         for address, _ in self.shapes:
             if address in records:  # in a branch: where it is absent, its reals are standard normal
                 value, present = records.pop(address)
+                flags[address] = present
                 choices[address] = value
                 z = given[address]
                 flag = present.reshape(present.shape + (1,) * (z.ndim - present.ndim))
@@ -138,7 +140,8 @@ class Unconstrained:
                 total = total + jnp.sum(jnp.where(flag, 0.0, normal))
         choices = {a: choices[a] for a, _ in self.shapes}
         recorded = {a: r.value for a, r in records.items()}
-        return Point(total, jacobian, s.rebuild(outs), choices, recorded)
+        flags |= {a: r.present for a, r in records.items() if r.present is not None}
+        return Point(total, jacobian, s.rebuild(outs), choices, recorded, flags)
 
     def log_density(self, vector: Float[Array, " size"]) -> Scalar:
         """The log joint density of the vector (log-Jacobian included), in nats."""
@@ -172,6 +175,7 @@ def unconstrain(program: Program) -> Unconstrained:
     Raises:
         UnsupportedError: a latent site is discrete, or stands in a `while_loop`.
     """
+    require_program("unconstrain", program)
     for site in program.sites:
         if site.kind == "latent" and site.discrete:
             raise UnsupportedError(

@@ -13,7 +13,7 @@ from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, factor, log_prob, sample_p, with_operand
-from ppl.program import Program
+from ppl.program import Program, require_program
 from ppl.semantics.run import as_key, draw_value, run
 from ppl.staging import stage
 
@@ -45,6 +45,8 @@ class Trace:
 class Weighing(Interpreter):
     """Add up log weights of observations and factors; subclasses say what a latent site is."""
 
+    rebinds, weighs = False, True
+
     def zero(self) -> Any:
         return jnp.zeros((), jnp.result_type(float))
 
@@ -75,6 +77,7 @@ class Separating(Weighing):
     """Keep the draws, take the scores out into the weight."""
 
     name = "weighted"
+    rebinds = True
 
     def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         scale = site.operands(leaves).scale
@@ -124,6 +127,7 @@ def weighted(program: Program) -> Program:
     Returns:
         A program of `Weighted(value, log_weight)`.
     """
+    require_program("weighted", program)
     return stage(_weighted, (program,), name=f"weighted({program.name})")
 
 
@@ -136,6 +140,7 @@ def traced(program: Program) -> Program:
     Raises:
         UnsupportedError: a latent site stands in a `while_loop`.
     """
+    require_program("trace", program)
     return stage(_traced, (program,), name=f"traced({program.name})")
 
 
