@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FORMATS = (".png", ".pdf", ".svg")
 _PARTICLES = 100_000
 _BLUE, _ORANGE, _GREY, _INK = "#2a6f97", "#d1773b", "#8d99a6", "#22303c"
-_STYLE = {
+_STYLE: Any = {  # matplotlib types its keys
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _GREY,
@@ -221,7 +221,7 @@ def _effects(
         markersize=6,
         label="posterior median, central 68%",
     )
-    axes.set_yticks(rows, [schools[k] for k in order])
+    axes.set_yticks(rows, [schools[int(k)] for k in order])
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel="effect on the score, points", ylabel="school", ylim=(-0.7, len(y) - 0.1))
     axes.set_title("What schools report, and what is left of it", pad=28)
@@ -232,7 +232,7 @@ def _effects(
 
 def _spread(axes: Axes, tau: np.ndarray) -> None:
     """Draw the part of the posterior of tau below 20, against the prior."""
-    edges = np.linspace(0.0, 20.0, 21)
+    edges = [float(k) for k in range(21)]
     axes.hist(
         tau,
         edges,

@@ -12,17 +12,17 @@ from ppl import _jax
 from ppl.distributions import (
     constraints,
     describe,
-    describe_support,
     is_masked,
     refuse_parameters,
-    support_of,
     violations,
 )
 from ppl.errors import ObservationError, at, message
-from ppl.sites import Input, Table, Unknown
+from ppl.sites import Check, Input, Table, Unknown
 
 
-def check_inputs(table: Table, consts: Sequence[Any], args: Sequence[Any]) -> None:
+def check_inputs(
+    table: Table, consts: Sequence[Any], args: Sequence[Any], operation: str = "sample"
+) -> None:
     """Raise if an input that is an observation or a parameter lies outside its domain.
 
     Only what is known now is checked; what depends on a draw is -inf where it matters.
@@ -48,47 +48,54 @@ def check_inputs(table: Table, consts: Sequence[Any], args: Sequence[Any]) -> No
         refuse_parameters(site.address, site.source, d, violations(d, in_place))
         value = None if check.value is None else concrete(check.value)
         if value is not None and site.kind == "observed" and not is_masked(d):
-            moved = isinstance(check.value, Input) and check.value.moved
-            check_support(site.address, site.source, d, value, concrete, moved=moved)
+            refuse_value(operation, check, value, concrete)
 
 
-def check_support(
-    address: str, source: str, d: Any, value: np.ndarray, concrete: Any, *, moved: bool
-) -> None:
-    """Raise `ObservationError` if a concrete value lies outside the distribution's support."""
-    support = support_of(d)
+def refuse_value(operation: str, check: Check, value: np.ndarray, concrete: Any) -> None:
+    """Raise `ObservationError` if a concrete value is NaN or outside its distribution's support."""
+    site = check.placed.site
     nan = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
-    inside = _inside(support, value, concrete, moved) & ~nan
+    inside = _inside(check, value, concrete) & ~nan
     if np.all(inside):
         return
-    where = tuple(int(i) for i in np.argwhere(~np.atleast_1d(inside))[0])
-    worst = np.atleast_1d(value)[where] if value.ndim else value
-    index = f" at index {where}" if np.ndim(inside) else ""
+    event_dim = min(site.event_dim, value.ndim)
+    members = np.all(inside, axis=tuple(range(value.ndim - event_dim, value.ndim)))
+    where = tuple(int(i) for i in np.argwhere(~members)[0]) if members.ndim else ()
+    index = f" at index {where}" if where else ""
+    shown = np.array2string(np.asarray(value[where]), threshold=8, edgeitems=3, precision=6)
     raise ObservationError(
         message(
-            f"sample got the observation {np.array2string(np.asarray(worst))}{index} "
-            f"({int(np.sum(~inside))} such) at {at(address, source)}",
-            needs=f"values in the support of {describe(d)}: {describe_support(support)}",
+            f"{operation} got the observation {shown}{index} "
+            f"({int(np.sum(~members))} such) at {at(site.address, site.source)}",
+            needs=f"values in the support of {describe(check.distribution)}: {site.support}",
             why="its log density is -inf there, so the model says the data are impossible",
             fix="drop or mend the values, or choose a distribution that can produce them",
         )
     )
 
 
-def _inside(support: Any, value: np.ndarray, concrete: Any, moved: bool) -> np.ndarray:
+def _inside(check: Check, value: np.ndarray, concrete: Any) -> np.ndarray:
     """Tell, for each element, whether it lies in the support, as far as the bounds are known.
 
     The result has the shape of `value`; it is all true where bounds depend on a draw.
     """
-    leaves, tree = jax.tree.flatten(support)
-    known = [concrete(x) for x in leaves]
-    fits = [
-        k is not None and (k.ndim == 0 or (k.shape == value.shape and not moved)) for k in known
-    ]
-    unsure = moved and support.event_dim > 0
-    if not all(fits) or unsure or constraints.is_dependent(support):
-        return np.ones(value.shape, bool)
-    inside = np.asarray(jax.tree.unflatten(tree, known)(value))
+    domain = check.placed.site.domain
+    moved = isinstance(check.value, Input) and check.value.moved
+    everything = np.ones(value.shape, bool)
+    if domain is None:
+        return everything
+    known = []
+    for bound in domain.bounds:
+        source = check.parameters[bound] if isinstance(bound, int) else bound
+        number = None if source is None else concrete(source)
+        rearranged = moved or (isinstance(source, Input) and source.moved)
+        if number is None or (number.ndim and (number.shape != value.shape or rearranged)):
+            return everything
+        known.append(number)
+    support = jax.tree.unflatten(domain.tree, known)
+    if constraints.is_dependent(support) or (moved and support.event_dim):
+        return everything
+    inside = np.asarray(support(value))
     return np.broadcast_to(inside.reshape(inside.shape + (1,) * support.event_dim), value.shape)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ppl import _jax
@@ -130,10 +131,15 @@ def site_table(jaxpr: Any, name: str) -> Table:
         site, origins = flow.operands[id(p.site)]
         operands = site.operands([Unknown() if o is None else o for o in origins])
         if operands.distribution is not None:
-            checks.append(Check(p, operands.distribution, operands.value))
+            parameters = tuple(jax.tree.leaves(operands.distribution, is_leaf=_is_origin))
+            checks.append(Check(p, operands.distribution, parameters, operands.value))
         row = _row(p, operands, flow.parents[site.address])
         rows.setdefault(site.address, row)
     return Table(name, list(rows.values()), checks)
+
+
+def _is_origin(x: Any) -> bool:
+    return isinstance(x, (Input, Unknown))
 
 
 def _row(placed: Placed, operands: Any, parents: frozenset[str]) -> SiteInfo:

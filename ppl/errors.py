@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import ParamSpec, TypeVar
 
 
 class PPLError(Exception):
@@ -61,7 +64,7 @@ def message(what: str, *, needs: str, why: str = "", fix: str = "") -> str:
     """Build a message in the house's order: what was passed; what is needed. Why. Fix."""
     text = f"{what}; needs {needs}."
     if why:
-        text += f" {why.rstrip('.')}."
+        text += f" {why[0].upper()}{why[1:].rstrip('.')}."
     if fix:
         text += f" Fix: {fix.rstrip('.')}."
     return text
@@ -75,7 +78,7 @@ def at(address: str, source: str = "") -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Say which known name is closest, and list the known ones."""
     names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.3)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     shown = ", ".join(f'"{n}"' for n in names[:12]) + (", ..." if len(names) > 12 else "")
     return f"{hint}known: {shown or 'none'}"
@@ -96,3 +99,28 @@ def check_addresses(
                     fix="print(program) lists every address",
                 )
             )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def named_keywords(fun: Callable[P, R]) -> Callable[P, R]:
+    """Make an unknown keyword an `ArgumentError` that suggests the right one."""
+    known = list(inspect.signature(fun).parameters)
+
+    @functools.wraps(fun)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise ArgumentError(
+                    message(
+                        f"{fun.__name__} got the unknown keyword {name}={kwargs[name]!r}",
+                        needs="one of its own keywords",
+                        why=suggest(name, known),
+                        fix=f"{fun.__name__}({', '.join(known)})",
+                    )
+                )
+        return fun(*args, **kwargs)
+
+    return checked

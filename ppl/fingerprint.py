@@ -38,18 +38,21 @@ class _Same:
         return isinstance(other, _Same) and other.value is self.value
 
 
-def fingerprint(fun: Callable[..., Any], statics: Sequence[Any] = ()) -> tuple[Hashable, Hashable]:
+def fingerprint(
+    fun: Callable[..., Any], statics: Sequence[Any] = ()
+) -> tuple[Hashable, Hashable, bool]:
     """Summarise all that `fun`, called with these static arguments, would read if called now.
 
     Returns:
-        The fingerprint, and what of it differs from the first time a function of it was seen: the
-        part that JAX's own caches (of scan bodies, of jitted helpers) would take for unchanged.
+        The fingerprint; what of it differs from the first time a function of it was seen (the part
+        that JAX's own caches, of scan bodies and jitted helpers, would take for unchanged); and
+        whether a NumPy array was changed in place since it was last seen.
     """
     walk = _Walk()
     walk.visit(fun, ())
     for value in statics:
         walk.visit(value, ())
-    return tuple(walk.found), walk.changed()
+    return tuple(walk.found), walk.changed(), walk.mutated
 
 
 def find(fun: Callable[..., Any], statics: Sequence[Any], wanted: Callable[[Any], bool]) -> Any:
@@ -67,9 +70,13 @@ class _Walk:
     # What each function read when it was first seen in this process.
     _first: ClassVar[weakref.WeakKeyDictionary[Any, Hashable]] = weakref.WeakKeyDictionary()
 
+    # What each NumPy array held when it was last seen.
+    _digests: ClassVar[dict[int, tuple[Any, bytes]]] = {}
+
     def __init__(self, wanted: Callable[[Any], bool] | None = None):
         self.found: list[Hashable] = []
         self.hit: str | None = None
+        self.mutated = False
         self._wanted = wanted
         self._seen: set[int] = set()
         self._keep: list[Any] = []
@@ -94,6 +101,9 @@ class _Walk:
             return
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes()).digest()
+            ref, old = self._digests.get(id(value), (lambda: None, digest))
+            self.mutated |= ref() is value and old != digest
+            self._digests[id(value)] = (weakref.ref(value), digest)
             self.found.append((value.shape, str(value.dtype), digest))
             return
         self.found.append(_Same(value))

@@ -41,9 +41,10 @@ class Model:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Give the program of this call, or run as a part of the model being traced."""
-        if current_context().inside:
-            return self.__wrapped_model__(*args, **kwargs)
-        return self.program(*args, **kwargs)
+        if not current_context().inside:
+            return self.program(*args, **kwargs)
+        self._check_call(self.__wrapped_model__, args, kwargs)
+        return self.__wrapped_model__(*args, **kwargs)
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """Give the program of this call, even inside another model (where `()` would inline)."""
@@ -68,8 +69,9 @@ class Model:
         except TypeError as error:
             name = getattr(fun, "__name__", "model")
             known = list(signature.parameters)
-            close = [m for k in kwargs for m in difflib.get_close_matches(k, known, n=1)]
-            hint = f"; did you mean {close[0]!r}?" if close and close[0] not in kwargs else ""
+            strange = [k for k in kwargs if k not in known]
+            close = [m for k in strange for m in difflib.get_close_matches(k, known, 1, 0.3)]
+            hint = f" ({strange[0]!r}: did you mean {close[0]!r}?)" if close else ""
             raise ArgumentError(
                 message(
                     f"{name} was called wrongly: {error}{hint}",

@@ -41,6 +41,13 @@ class Operands(NamedTuple):
     scale: Any = None
 
 
+class Domain(NamedTuple):
+    """A support without its data: each bound is a number, a parameter's position, or unknown."""
+
+    tree: Any
+    bounds: tuple[Any, ...]
+
+
 class Level(NamedTuple):
     """One `vmap` around a site: its size, which operands it maps, how many scans it encloses."""
 
@@ -62,6 +69,7 @@ class Site:
     context: Context = TOP
     event_dim: int = 0
     support: str = ""
+    domain: Domain | None = None
     discrete: bool = False
     improper: bool = False
     plates: tuple[Plate, ...] = ()
@@ -148,10 +156,15 @@ def bind(site: Site, leaves: Sequence[Any]) -> list[Any]:
 
 
 def facts(d: Distribution) -> dict[str, Any]:
-    """What a site keeps of its distribution beside the parameters."""
+    """List what a site keeps of its distribution beside the parameters."""
+    support = support_of(d)
+    leaves, tree = jax.tree.flatten(support)
+    parameters = {id(x): i for i, x in enumerate(jax.tree.leaves(d))}
+    bounds = tuple(parameters.get(id(x)) if _jax.is_tracer(x) else np.asarray(x) for x in leaves)
     return {
         "event_dim": d.event_dim,
-        "support": describe_support(support_of(d)),
+        "support": describe_support(support),
+        "domain": Domain(tree, bounds),
         "discrete": is_discrete(d),
         "improper": is_improper(d),
     }

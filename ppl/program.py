@@ -124,6 +124,9 @@ class Program:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Program is immutable; cannot set {name}")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Program is immutable; cannot delete {name}")
+
     def tree_flatten(self) -> tuple[tuple[Any, Any], Structure]:
         return (self._consts, self.args), self.structure
 

@@ -163,8 +163,12 @@ class Input:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Check:
-    """A site whose data or parameters are inputs: `distribution` and `value` hold `Input`s."""
+    """What a site's operands are, as far as they are inputs or constants.
+
+    `parameters` are those of the distribution in flat order: inputs, numbers, or unknown.
+    """
 
     placed: Placed
     distribution: Any
+    parameters: tuple[Any, ...]
     value: Any

@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpyro.distributions.distribution import validation_enabled
+from numpyro.primitives import Messenger
 
 from ppl import _jax
 from ppl._types import PyTree
 from ppl.checks import check_inputs
-from ppl.context import Context, context
+from ppl.context import Context, context, current_context
 from ppl.errors import ArgumentError, ModelError, TracerLeakError, message
 from ppl.fingerprint import find, fingerprint
 from ppl.program import Loop, Program, Structure
@@ -39,12 +41,13 @@ def stage(
     *,
     name: str | None = None,
     loop: Loop | None = None,
+    operation: str = "sample",
 ) -> Program:
     """Stage `fun(*args, **kwargs)` into a program whose inputs are the arrays among the arguments.
 
     Arrays are data; everything else is part of the structure and must be hashable. The structure
     is reused for a later call that differs in data only, as long as what the function closes over
-    is still the same.
+    is still the same. `operation` is what error messages say gave the observations.
     """
     name = str(name or getattr(fun, "__name__", "model"))
     leaves, in_tree = jax.tree.flatten((args, kwargs or {}))
@@ -53,7 +56,7 @@ def stage(
     avals = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
     try:
         held = [x.value for x in statics if x is not None]
-        read, changed = fingerprint(fun, held)
+        read, changed, mutated = fingerprint(fun, held)
         key = (
             fun,
             loop,
@@ -75,6 +78,8 @@ def stage(
             )
         ) from error
     if found is None:
+        if mutated:  # JAX remembers constants by the identity of the NumPy array they came from
+            jax.clear_caches()
         found = _stage(fun, in_tree, statics, avals, name, loop, changed)
         if not any(_jax.is_tracer(c) for c in found[1]):
             _cache[key] = found
@@ -84,7 +89,7 @@ def stage(
         _cache.move_to_end(key)
     structure, consts = found
     if loop is None:
-        check_inputs(structure.sites, consts, arrays)
+        check_inputs(structure.sites, consts, arrays, operation)
     return Program(structure, consts, arrays)
 
 
@@ -130,7 +135,8 @@ def _as_array(name: str, x: Any) -> Any:
         )
     # Store data in the width JAX will compute in, so that equal programs have equal types.
     if isinstance(x, np.ndarray):
-        return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+        # A copy: a program must not change when the caller's array does.
+        return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=True)
     return x
 
 
@@ -149,7 +155,7 @@ def _stage(
 
         def flat(*arrays: Any) -> list[Any]:
             args, kwargs = structure.arguments(arrays)
-            value = fun(*args, **kwargs)
+            value = _call(name, fun, args, kwargs)
             if inspect.isgenerator(value) or inspect.iscoroutine(value):
                 raise ModelError(
                     message(
@@ -195,6 +201,47 @@ def _stage(
         return structure, ()
     _ = structure.sites
     return structure, structure.consts
+
+
+def _call(name: str, fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call the model function; say in our words what JAX and NumPyro say in theirs."""
+    try:
+        # Parameters are checked where the site is made, which can say which site it is.
+        with validation_enabled(False), _Refusing():
+            return fun(*args, **kwargs)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise ModelError(
+            message(
+                f"{name} needs the value of an array while it is being traced",
+                needs="Python control flow and shapes that depend on static values only",
+                why="array arguments and draws are placeholders then: "
+                + str(error).partition("\n")[0],
+                fix="use jax.lax.cond, jnp.where or jnp instead of if and numpy; fix an array that "
+                "shapes depend on with functools.partial(function, array)",
+            )
+        ) from error
+
+
+class _Refusing(Messenger):
+    """Refuse NumPyro's statements in a model of this language."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def process_message(self, msg: Any) -> None:
+        if not current_context().inside:
+            return
+        raise ModelError(
+            message(
+                f'numpyro.{msg["type"]} was called at "{msg.get("name") or ""}" in a ppl model',
+                needs="statements of this language",
+                fix="ppl.sample and its kin, or ppl.from_numpyro(model) for a NumPyro model",
+            )
+        )
 
 
 def _is_output(x: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import Distribution
@@ -29,14 +30,17 @@ from ppl.distributions import (
 from ppl.errors import (
     ArgumentError,
     DistributionError,
+    ModelError,
     ObservationError,
     OutsideModelError,
     at,
     message,
+    named_keywords,
 )
 from ppl.primitives import Operands, Site, bind, facts
 
 
+@named_keywords
 def sample(
     address: str,
     distribution: Distribution,
@@ -111,6 +115,7 @@ def emit(
     return bind(site, leaves)[0]
 
 
+@named_keywords
 def factor(address: str, log_weight: ArrayLike) -> None:
     """Weigh the run by exp(log_weight).
 
@@ -130,6 +135,7 @@ def factor(address: str, log_weight: ArrayLike) -> None:
     bind(Site(name, "factor", tree, shape, value.dtype, source, here, plates=here.plates), leaves)
 
 
+@named_keywords
 def deterministic(address: str, value: ArrayLike) -> Array:
     """Record a value under an address; the measure is unchanged.
 
@@ -294,6 +300,15 @@ def _here(statement: str, address: Any) -> Context:
             )
         )
     here = current_context()
+    if any(isinstance(h, numpyro.plate) for h in numpyro.primitives._PYRO_STACK):
+        raise ModelError(
+            message(
+                f'{statement} was called at "{address}" ({_source()}) inside a numpyro.plate',
+                needs="ppl.plate around statements of this language",
+                why="NumPyro's plate would not expand it",
+                fix="with ppl.plate(name, size):",
+            )
+        )
     if not here.inside:
         raise OutsideModelError(
             message(
@@ -354,9 +369,11 @@ def _drawn(tree: Any, avals: tuple[Any, ...], x64: bool) -> tuple[tuple[int, ...
 # Tracing their `sample` takes longer than staging all else, and this is what comes out of it.
 _FLOATS = tuple(
     getattr(numpyro.distributions, name)
-    for name in ("Beta", "Cauchy", "Dirichlet", "Exponential", "Gamma", "Gumbel", "HalfCauchy")
-    + ("HalfNormal", "InverseGamma", "Laplace", "Logistic", "LogNormal", "Normal", "StudentT")
-    + ("Uniform",)
+    for name in (
+        *("Beta", "Cauchy", "Dirichlet", "Exponential", "Gamma", "Gumbel", "HalfCauchy"),
+        *("HalfNormal", "InverseGamma", "Laplace", "Logistic", "LogNormal", "Normal", "StudentT"),
+        "Uniform",
+    )
 )
 
 
@@ -392,8 +409,13 @@ def _observation(obs: Any, d: Distribution, name: str, source: str) -> Array:
         raise refuse(
             f"of shape {tuple(value.shape)}",
             f"shape {shape}, that of {describe(d)} there",
-            f"for independent members wrap the statement in `with ppl.plate("
-            f'"n", {(*value.shape, 1)[0]}):`, else reshape the data',
+            f"pass data of shape {shape}"
+            + (
+                f', or wrap the statement in `with ppl.plate("n", {value.shape[0]}):` if the '
+                "members are independent"
+                if value.ndim and shape == ()
+                else ""
+            ),
             "broadcasting an observation would change how often it counts",
         )
     if is_discrete(d):
@@ -405,4 +427,6 @@ def _observation(obs: Any, d: Distribution, name: str, source: str) -> Array:
             )
     elif value.dtype.kind in "biu":
         value = jnp.asarray(value, jnp.result_type(float))
+    elif jnp.finfo(value.dtype).bits < 32:  # a log density in half precision is no use
+        value = jnp.asarray(value, jnp.float32)
     return jnp.asarray(value)

@@ -17,6 +17,7 @@ from ppl.errors import (
     at,
     check_addresses,
     message,
+    named_keywords,
 )
 from ppl.interpreter import Frame, evaluate
 from ppl.primitives import Site, log_prob
@@ -50,6 +51,7 @@ class _Guided(Recording):
         return value
 
 
+@named_keywords
 def importance(program: Program, num_particles: int, proposal: Program | None = None) -> Program:
     """Weigh independent runs.
 
@@ -156,11 +158,11 @@ def _importance(program: Program, num_particles: int, proposal: Program | None) 
         choices = {a: records[a].value for a in program.latents if a in records}
         present = {a: r.present for a, r in records.items() if a in choices}
         present = {a: x for a, x in present.items() if x is not None}
-        return s.rebuild(outs), weight, choices, present
+        return [jnp.asarray(x) for x in outs], weight, choices, present
 
-    values, weights, choices, present = jax.vmap(particle)(jnp.arange(num_particles))
+    outs, weights, choices, present = jax.vmap(particle)(jnp.arange(num_particles))
     evidence = jax.nn.logsumexp(weights) - math.log(num_particles)
     # The delta method: sd(w) / (mean(w) sqrt(N)) is the relative error of the mean weight.
     relative = jnp.where(evidence == -jnp.inf, jnp.nan, jnp.exp(weights - evidence))
     error = jnp.std(relative) / math.sqrt(num_particles)
-    return Population(values, weights, evidence, choices, program, error, present)
+    return Population(s.rebuild(outs), weights, evidence, choices, program, error, present)

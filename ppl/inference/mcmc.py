@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ppl import _jax
 from ppl import distributions as dist
 from ppl._types import PyTree
 from ppl.errors import (
     ArgumentError,
     InitializationError,
-    ObservationError,
     UnsupportedError,
     at,
-    check_addresses,
     message,
+    named_keywords,
 )
 from ppl.inference.kernel import GradientKernel
 from ppl.program import Loop, Program, require_program
 from ppl.semantics.chains import Chains
-from ppl.semantics.density import joint
+from ppl.semantics.density import joint, match_choices
 from ppl.semantics.suspended import loop_program
 from ppl.semantics.unconstrained import unconstrain
 from ppl.statements import sample
@@ -39,6 +39,7 @@ class _State(NamedTuple):
     ok: Any
 
 
+@named_keywords
 def mcmc(
     program: Program,
     kernel: GradientKernel,
@@ -124,30 +125,22 @@ def _require_count(name: str, count: Any, least: int) -> None:
 
 def _starts(program: Program, init: Mapping[str, Any], num_chains: int) -> dict[str, Any]:
     """Give every chain its starting values."""
-    check_addresses("mcmc(init=)", init, program.latents)
-    starts = {}
-    for site in program.sites:
-        if site.kind != "latent":
-            continue
-        if site.address not in init:
-            raise ArgumentError(
-                message(
-                    f"mcmc got init without {at(site.address, site.source)}",
-                    needs="a value for every latent site",
-                    fix=f"add it: program.latents is {program.latents}",
-                )
-            )
-        value = jnp.asarray(init[site.address], site.dtype)
-        if value.shape not in (site.shape, (num_chains, *site.shape)):
-            raise ObservationError(
-                message(
-                    f"mcmc got init of shape {value.shape} for {at(site.address, site.source)}",
-                    needs=f"shape {site.shape} or {(num_chains, *site.shape)}",
-                    fix="one value for all chains, or one for each",
-                )
-            )
-        starts[site.address] = jnp.broadcast_to(value, (num_chains, *site.shape))
-    return starts
+    if isinstance(init, Mapping):
+        init = {a: x if _jax.is_tracer(x) else np.asarray(x) for a, x in init.items()}
+        one = {
+            a: x[0]
+            if a in program.sites and x.shape == (num_chains, *program.sites[a].shape)
+            else x
+            for a, x in init.items()
+        }
+        match_choices("mcmc(init=)", program, one)
+    else:
+        match_choices("mcmc(init=)", program, init)
+    sites = [s for s in program.sites if s.kind == "latent"]
+    return {
+        s.address: jnp.broadcast_to(jnp.asarray(init[s.address], s.dtype), (num_chains, *s.shape))
+        for s in sites
+    }
 
 
 # --- The loop's pieces: model functions of (program, kernel, num_chains, num_warmup, starts) -----
@@ -211,14 +204,24 @@ def _finish(state: _State, kept: Any, program: Program, *_: Any) -> Chains:
     return Chains(draws, stats, state, program, program.latents, present)
 
 
-def _check(state: _State, program: Program, *_: Any) -> None:
+def _check(
+    state: _State, program: Program, kernel: Any, num_chains: int, num_warmup: int, starts: Any
+) -> None:
     """Raise where no finite starting point was found, naming the site that is to blame."""
     bad = np.flatnonzero(~np.asarray(state.ok))
     if not bad.size:
         return
     chain = int(bad[0])
-    point = unconstrain(program).at(state.position[chain])
-    sites = joint(program, point.choices).sites
+    if starts is None:
+        choices = unconstrain(program).at(state.position[chain]).choices
+        tried = (
+            f"{_TRIES} draws from Uniform(-{_RADIUS:g}, {_RADIUS:g}) in unconstrained space were "
+            "tried"
+        )
+    else:
+        choices = {a: x[chain] for a, x in starts.items()}
+        tried = "init gave these values"
+    sites = joint(program, choices).sites
     blamed = "the gradient of the joint density is not finite"
     for site in program.sites:
         record = sites.get(site.address)
@@ -228,7 +231,8 @@ def _check(state: _State, program: Program, *_: Any) -> None:
         density = float(jnp.sum(record.value.log_density))
         blamed = (
             f"{site.kind} site {at(site.address, site.source)} has log density {density} at "
-            f"{value}; it depends on {', '.join(site.depends_on) or 'no other site'}"
+            f"{value} (support: {site.support or 'none'}); it depends on "
+            f"{', '.join(site.depends_on) or 'no other site'}"
         )
         break
     raise InitializationError(
@@ -236,8 +240,7 @@ def _check(state: _State, program: Program, *_: Any) -> None:
             f"mcmc found no starting point with a finite density for {bad.size} of "
             f"{state.ok.shape[0]} chains: {blamed}",
             needs="a finite log density and gradient where a chain starts",
-            why=f"{_TRIES} draws from Uniform(-{_RADIUS:g}, {_RADIUS:g}) in unconstrained space "
-            "were tried, unless init was given",
+            why=tried,
             fix="ppl.mcmc(..., init={address: value}) near plausible values, or mend the model",
         )
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ppl._types import PyTree
 from ppl.distributions import Seed
-from ppl.errors import ArgumentError, message
+from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference.kernel import Move
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.statements import sample
@@ -66,6 +66,7 @@ class Nuts:
         return state, Move(state.z, stats)
 
 
+@named_keywords
 def nuts(
     *,
     target_accept: float = 0.8,

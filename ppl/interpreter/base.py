@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import _jax
 from ppl.errors import AddressError, UnsupportedError, at, message
@@ -169,6 +170,10 @@ def run_region(
     env.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
         values = [read(v) for v in eqn.invars]
+        if eqn.primitive in (sample_p, score_p):  # NumPy literals would lead distributions astray
+            values = [
+                jnp.asarray(v) if isinstance(v, np.generic | np.ndarray) else v for v in values
+            ]
         if eqn.primitive is sample_p:
             outs = [interpreter.sample(frame, eqn.params["site"], values)]
         elif eqn.primitive is score_p:

@@ -22,7 +22,7 @@ from ppl.errors import (
     suggest,
 )
 from ppl.interpreter import Frame, Record, evaluate
-from ppl.primitives import Site, log_prob
+from ppl.primitives import Site, factor, log_prob
 from ppl.program import Program, require_program
 from ppl.semantics.weighted import Weighing, concrete
 from ppl.sites import SiteInfo
@@ -47,6 +47,12 @@ class Density(Weighing):
         frame.add(jnp.sum(elementwise))
         if self.keep:
             frame.record(site, leaves, Sitewise(value, elementwise))
+
+    def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
+        elementwise = factor(site, leaves)
+        frame.add(jnp.sum(elementwise))
+        if self.keep:
+            frame.record(site, leaves, Sitewise(elementwise, elementwise))
 
     def deterministic(self, frame: Frame, site: Site, leaves: list[Any], value: Any) -> None:
         if self.keep:

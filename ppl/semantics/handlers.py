@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike
 
 from ppl import _jax
 from ppl.distributions import Delta
-from ppl.errors import ArgumentError, ObservationError, at, check_addresses, message
+from ppl.errors import ArgumentError, ObservationError, at, check_addresses, message, named_keywords
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, bind, facts, lanes, with_operand
 from ppl.program import Program, require_program
@@ -128,9 +128,10 @@ def _rewrite(kind: type[Rewriting], program: Program, given: dict[str, Any]) -> 
 
 
 def _apply(kind: type[Rewriting], program: Program, given: Mapping[str, Any]) -> Program:
-    return stage(_rewrite, (kind, program, dict(given)), name=program.name)
+    return stage(_rewrite, (kind, program, dict(given)), name=program.name, operation=kind.name)
 
 
+@named_keywords
 def condition(program: Program, values: Mapping[str, ArrayLike]) -> Program:
     """Observe latent sites.
 
@@ -148,6 +149,7 @@ def condition(program: Program, values: Mapping[str, ArrayLike]) -> Program:
     return _apply(_Condition, program, match_choices("condition", program, values, complete=False))
 
 
+@named_keywords
 def do(program: Program, values: Mapping[str, ArrayLike]) -> Program:
     """Intervene: set sites to values, whatever would have produced them.
 
@@ -160,6 +162,7 @@ def do(program: Program, values: Mapping[str, ArrayLike]) -> Program:
     return _apply(_Do, program, given)
 
 
+@named_keywords
 def replay(program: Program, choices: Mapping[str, ArrayLike] | Trace) -> Program:
     """Let latent sites return given values with probability one; the others draw as before.
 
@@ -171,6 +174,7 @@ def replay(program: Program, choices: Mapping[str, ArrayLike] | Trace) -> Progra
     return _apply(_Replay, program, match_choices("replay", program, values, complete=False))
 
 
+@named_keywords
 def unobserve(program: Program, addresses: Sequence[str] | None = None) -> Program:
     """Draw observed sites instead of scoring them; what uses their values uses the draws.
 
@@ -188,6 +192,7 @@ def _marker(site: SiteInfo) -> Any:
     return jnp.zeros(site.placed.prefix, bool)
 
 
+@named_keywords
 def scale(program: Program, factor: ArrayLike, addresses: Sequence[str] | None = None) -> Program:
     """Raise the densities of sites to a power.
 
@@ -217,6 +222,7 @@ def scale(program: Program, factor: ArrayLike, addresses: Sequence[str] | None =
     return _apply(_Scale, program, given)
 
 
+@named_keywords
 def mask(program: Program, keep: ArrayLike, addresses: Sequence[str] | None = None) -> Program:
     """Leave out part of the scores.
 

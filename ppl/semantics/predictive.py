@@ -18,6 +18,7 @@ from ppl.errors import (
     at,
     check_addresses,
     message,
+    named_keywords,
 )
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw, with_operand
@@ -60,6 +61,7 @@ def _predict_many(program: Program, given: Any, keys: Any) -> dict[str, Array]:
     return jax.vmap(_predict, in_axes=(None, 0, 0))(program, given, keys)
 
 
+@named_keywords
 def posterior_predictive(
     program: Program, choices: Mapping[str, Any], key: Key
 ) -> dict[str, Array]:
@@ -99,6 +101,7 @@ def posterior_predictive(
     return _predict_many(program, given, jax.random.split(as_key(key), rows.pop()))
 
 
+@named_keywords
 def prior_predictive(program: Program, key: Key, num_draws: int = 1000) -> dict[str, Array]:
     """Draw every site from the program with its observations left open.
 
@@ -115,13 +118,14 @@ def prior_predictive(program: Program, key: Key, num_draws: int = 1000) -> dict[
             from.
     """
     require_program("prior_predictive", program)
-    factors = [
+    weighed = [
         s for s in program.sites if s.kind == "factor" or (s.kind == "latent" and s.weighted)
     ]
-    if factors:
+    if weighed:
+        where = at(weighed[0].address, weighed[0].source)
         raise OpenObservationsError(
             message(
-                f"prior_predictive got a factor or scaled prior at {at(factors[0].address, factors[0].source)}",
+                f"prior_predictive got a factor or scaled prior at {where}",
                 needs="a program whose prior can be drawn from",
                 why="a factor reweighs runs, and draws would ignore it",
                 fix="ppl.mask(program, False) if the prior without factors is meant, or fit the "

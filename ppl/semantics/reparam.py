@@ -153,7 +153,10 @@ class _Reparam(Interpreter):
             assert operands.distribution is not None
             return strategy.forward(operands.distribution, x)
 
-        inner, base_leaves = lifted(site, leaves, base)
+        try:
+            inner, base_leaves = lifted(site, leaves, base)
+        except DistributionError as error:
+            raise DistributionError(f"at {at(site.address, site.source)}: {error}") from None
         known = inner.operands(base_leaves).distribution
         assert known is not None
         inner = dataclasses.replace(inner, address=f"{site.address}_base", **facts(known))
@@ -181,7 +184,7 @@ def reparam(program: Program, strategies: Mapping[str, Strategy]) -> Program:
     latents = require_program("reparam", program).latents
     check_addresses("reparam", strategies, latents)
     for address, strategy in strategies.items():
-        if not hasattr(strategy, "base") or not hasattr(strategy, "forward"):
+        if isinstance(strategy, type) or not hasattr(strategy, "base"):
             site = program.sites[address]
             raise ArgumentError(
                 message(

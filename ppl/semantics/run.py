@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl import _jax
 from ppl._types import Key, PyTree
-from ppl.errors import ArgumentError, OpenObservationsError, at, message
+from ppl.errors import ArgumentError, OpenObservationsError, at, message, named_keywords
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw
 from ppl.program import Program, require_program
@@ -33,6 +33,7 @@ class Drawing(Interpreter):
         raise AssertionError("refuse_scores was not called")
 
 
+@named_keywords
 def run(
     program: Program,
     key: Key,
@@ -73,7 +74,9 @@ def run(
     if program.structure.loop is not None and not traced:
         return drive(program, key, progress=progress, interpret=_draw)
     refuse_scores(program)
-    return draw_value(program, key) if traced else _execute(program, key)
+    if traced:
+        return program.structure.rebuild(draw_flat(program, key))
+    return program.structure.rebuild(_execute(program, key))
 
 
 def _draw(jaxpr: Any, consts: Any, args: Any, key: Any) -> list[Any]:
@@ -81,13 +84,12 @@ def _draw(jaxpr: Any, consts: Any, args: Any, key: Any) -> list[Any]:
     return [jnp.asarray(x) for x in outs]
 
 
-def draw_value(program: Program, key: Key) -> PyTree:
-    """Draw a program's value, without compiling it on its own."""
-    s = program.structure
-    return s.rebuild(_draw(s.jaxpr, program.consts, program.args, key))
+def draw_flat(program: Program, key: Key) -> list[Any]:
+    """Draw a program's value as flat arrays, without compiling it on its own."""
+    return _draw(program.structure.jaxpr, program.consts, program.args, key)
 
 
-_execute = jax.jit(draw_value)
+_execute = jax.jit(draw_flat)
 
 
 def refuse_scores(program: Program) -> None:
@@ -122,6 +124,7 @@ def as_key(key: Any) -> Any:
                 f"got the key {key!r}",
                 needs="an int of at most 64 bits, or one JAX PRNG key",
                 why="several keys draw several times only under jax.vmap",
-                fix="key=0, key=jax.random.key(0), or jax.vmap(lambda k: ppl.run(program, k))(keys)",
+                fix="key=0, or key=jax.random.key(0); for several keys "
+                "jax.vmap(lambda k: ppl.run(program, k))(keys)",
             )
         ) from None

@@ -14,7 +14,7 @@ from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, factor, log_prob, sample_p, with_operand
 from ppl.program import Program, require_program
-from ppl.semantics.run import as_key, draw_value, run
+from ppl.semantics.run import as_key, draw_flat, run
 from ppl.staging import stage
 
 
@@ -155,13 +155,14 @@ def trace(program: Program, key: Key) -> Trace:
 
 def sample_traces(program: Program, key: Key, num: int) -> Trace:
     """Draw `num` independent traces; every leaf gets a leading axis."""
+    program = traced(program)
     keys = jax.random.split(as_key(key), num)
-    return _many(traced(program), keys)
+    return program.structure.rebuild(_many(program, keys))
 
 
 @jax.jit
 def _many(program: Program, keys: Any) -> Any:
-    return jax.vmap(draw_value, in_axes=(None, 0))(program, keys)
+    return jax.vmap(draw_flat, in_axes=(None, 0))(program, keys)
 
 
 def concrete(*trees: Mapping[str, Any] | Program) -> bool:
