@@ -28,6 +28,7 @@ class Subsample(Distribution):
 
     @property
     def support(self) -> Any:
+        """The constraint that draws satisfy."""
         return constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, size: int, subsample_size: int, *, validate_args: bool | None = None):
@@ -35,6 +36,12 @@ class Subsample(Distribution):
         super().__init__((), (subsample_size,), validate_args=validate_args)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Draw independent values.
+
+        Args:
+            key: PRNG key.
+            sample_shape: leading axes.
+        """
         keys = jax.random.split(key, sample_shape)
         draw = lambda k: jax.random.permutation(k, self.size)[: self.subsample_size]  # noqa: E731
         for _ in sample_shape:
@@ -42,6 +49,12 @@ class Subsample(Distribution):
         return draw(keys)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+        """Evaluate the log mass.
+
+        Args:
+            value: values with the event axis last.
+            intermediates: unused; part of NumPyro's interface.
+        """
         ordered = jnp.sort(value, axis=-1)
         distinct = jnp.all(ordered[..., 1:] != ordered[..., :-1], axis=-1)
         inside = jnp.all((value >= 0) & (value < self.size), axis=-1)
@@ -176,13 +189,26 @@ class Seed(Distribution):
 
     @property
     def support(self) -> Any:
+        """The constraint that draws satisfy."""
         return constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, *, validate_args: bool | None = None):
         super().__init__((), (2,), validate_args=validate_args)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Draw independent values.
+
+        Args:
+            key: PRNG key.
+            sample_shape: leading axes.
+        """
         return jax.random.bits(key, (*sample_shape, 2), jnp.uint32)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+        """Evaluate the log mass.
+
+        Args:
+            value: values with the event axis last.
+            intermediates: unused; part of NumPyro's interface.
+        """
         return jnp.full(jnp.shape(value)[:-1], -64.0 * jnp.log(2.0))

@@ -146,7 +146,7 @@ class _Walk:
 
     def _function(self, fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
         if hasattr(fun, "__wrapped__"):
-            yield "", fun.__wrapped__
+            yield "", vars(fun)["__wrapped__"]
         if _is_library(fun.__module__):
             return
         start = len(self.found)

@@ -27,7 +27,7 @@ class Model:
     Called outside of a model it gives a `Program`; called inside one it becomes part of it.
     """
 
-    def __init__(self, fun: Callable[..., Any]):
+    def __init__(self, fun: Callable[..., Any], bound: tuple[Any, ...] = ()):
         if not callable(fun):
             raise ModelError(
                 message(
@@ -37,25 +37,35 @@ class Model:
                 )
             )
         functools.update_wrapper(self, fun)
-        self.__wrapped_model__ = fun
+        self.__wrapped_model__, self._bound = fun, bound
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Give the program of this call, or run as a part of the model being traced."""
         if not current_context().inside:
             return self.program(*args, **kwargs)
-        self._check_call(self.__wrapped_model__, args, kwargs)
-        return self.__wrapped_model__(*args, **kwargs)
+        fun, args = self.__wrapped_model__, (*self._bound, *args)
+        self._check_call(fun, args, kwargs)
+        return fun(*args, **kwargs)
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
-        """Give the program of this call, even inside another model (where `()` would inline)."""
-        fun = self.__wrapped_model__
+        """Give the program of this call, even inside another model (where `()` would inline).
+
+        Args:
+            *args: the model's arguments.
+            **kwargs: likewise.
+
+        Raises:
+            ArgumentError: the arguments do not fit the model's signature.
+        """
+        fun, args = self.__wrapped_model__, (*self._bound, *args)
         self._check_call(fun, args, kwargs)
         return stage(fun, args, kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
             return self
-        return Model(functools.partial(self.__wrapped_model__, instance))
+        # The instance is an argument like any other: if it is a pytree, its arrays are data.
+        return Model(self.__wrapped_model__, (instance,))
 
     def __repr__(self) -> str:
         name = getattr(self.__wrapped_model__, "__name__", "model")

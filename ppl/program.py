@@ -128,10 +128,17 @@ class Program:
         raise AttributeError(f"a Program is immutable; cannot delete {name}")
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], Structure]:
+        """Split into arrays and structure, for JAX."""
         return (self._consts, self.args), self.structure
 
     @classmethod
     def tree_unflatten(cls, structure: Structure, children: tuple[Any, Any]) -> Program:
+        """Put arrays and structure together, for JAX.
+
+        Args:
+            structure: the static part.
+            children: constants and arguments.
+        """
         return cls(structure, *children)
 
     @property

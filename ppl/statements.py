@@ -16,6 +16,7 @@ import numpyro
 import numpyro.distributions
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import Distribution
+from numpyro.primitives import _PYRO_STACK
 
 from ppl import _jax
 from ppl.context import Context, Plate, context, current_context
@@ -300,7 +301,7 @@ def _here(statement: str, address: Any) -> Context:
             )
         )
     here = current_context()
-    if any(isinstance(h, numpyro.plate) for h in numpyro.primitives._PYRO_STACK):
+    if any(isinstance(h, numpyro.plate) for h in _PYRO_STACK):
         raise ModelError(
             message(
                 f'{statement} was called at "{address}" ({_source()}) inside a numpyro.plate',
@@ -411,7 +412,7 @@ def _observation(obs: Any, d: Distribution, name: str, source: str) -> Array:
             f"shape {shape}, that of {describe(d)} there",
             f"pass data of shape {shape}"
             + (
-                f', or wrap the statement in `with ppl.plate("n", {value.shape[0]}):` if the '
+                f', or wrap the statement in `with ppl.plate("n", {np.size(value, 0)}):` if the '
                 "members are independent"
                 if value.ndim and shape == ()
                 else ""

@@ -47,9 +47,11 @@ OPERATIONS = {
     ),
     "scale": lambda s: ppl.log_density(ppl.scale(normal_normal(data(s)), s * 0.1), {"mu": 0.0}),
     "importance": lambda s: ppl.run(ppl.importance(normal_normal(data(s)), 10), s).log_evidence,
-    "proposal": lambda s: ppl.run(
-        ppl.importance(normal_normal(data(s)), 10, proposal=guide(data(s)[0])), s
-    ).log_evidence,
+    "proposal": lambda s: (
+        ppl.run(
+            ppl.importance(normal_normal(data(s)), 10, proposal=guide(data(s)[0])), s
+        ).log_evidence
+    ),
     "mcmc": chains,
     "predictive": predict,
 }

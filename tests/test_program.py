@@ -94,7 +94,8 @@ def test_control_dependence_through_scan_and_while():
     def m():
         n = ppl.sample("n", dist.Normal(0.0, 1.0))
         count, total = jax.lax.while_loop(
-            lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] + ppl.sample("w", dist.Normal(0.0, 1.0))),
+            lambda c: c[0] < n,
+            lambda c: (c[0] + 1, c[1] + ppl.sample("w", dist.Normal(0.0, 1.0))),
             (0.0, 0.0),
         )
         a = ppl.sample("a", dist.Normal(count, 1.0))
@@ -194,7 +195,9 @@ def test_program_is_a_pytree_of_its_arrays(x64):
 def test_programs_map_over_data(x64):
     ys = np.array([[0.5, 1.5], [2.0, -1.0], [0.0, 0.0]])
     mus = np.array([0.3, 0.1, -1.0])
-    expected = [float(ppl.log_density(normal_normal(y), {"mu": m})) for y, m in zip(ys, mus)]
+    expected = [
+        float(ppl.log_density(normal_normal(y), {"mu": m})) for y, m in zip(ys, mus, strict=True)
+    ]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *[normal_normal(y) for y in ys])
     one = jax.vmap(lambda p, m: ppl.log_density(p, {"mu": m}))(batch, mus)
     two = jax.vmap(lambda y, m: ppl.log_density(normal_normal(y), {"mu": m}))(ys, mus)
@@ -225,7 +228,7 @@ def test_runs_inside_transformations_draw_what_runs_outside_draw():
 
 VALUE = 1.0
 ARRAY = np.ones(2)
-slice = 1.0  # noqa: A001 - a global named as a builtin
+slice = 1.0
 
 
 class Config:
@@ -329,7 +332,7 @@ def test_a_site_that_reads_a_changed_global():
     for wrap in (lambda f: f, jax.jit, jax.checkpoint):
         m = ppl.model(lambda wrap=wrap: wrap(site)(jnp.ones(())))
         got = []
-        for VALUE in (1.0, 4.0):
+        for VALUE in (1.0, 4.0):  # noqa: B007 - the model reads it
             got.append(float(ppl.log_density(m(), {"x": 1.0})))
         VALUE = 1.0
         expected = [normal_log_density(1.0, 1.0), normal_log_density(1.0, 4.0)]

@@ -79,9 +79,7 @@ def beta_binomial(k, n=10, a=2.0, b=3.0):
 def beta_binomial_answer(k, n=10, a=2.0, b=3.0) -> Gaussian:
     posterior = stats.beta(a + k, b + n - k)
     evidence = (
-        math.log(math.comb(n, int(k)))
-        + special.betaln(a + k, b + n - k)
-        - special.betaln(a, b)
+        math.log(math.comb(n, int(k))) + special.betaln(a + k, b + n - k) - special.betaln(a, b)
     )
     return Gaussian(float(posterior.mean()), float(posterior.std()), float(evidence))
 

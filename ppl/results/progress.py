@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 import warnings
@@ -100,7 +101,9 @@ def progress(enabled: bool | None, total: int, label: str) -> Progress:
                 from tqdm.auto import tqdm
             else:
                 from tqdm import tqdm
-            bar = tqdm(total=total, desc=label, dynamic_ncols=True, leave=True)
+            known = shutil.get_terminal_size((0, 0)).columns > 0
+            width = None if known else 80
+            bar = tqdm(total=total, desc=label, leave=True, dynamic_ncols=known, ncols=width)
         return Progress(bar)
     except Exception:  # whatever a display can raise
         return Progress(None)

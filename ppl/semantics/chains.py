@@ -37,6 +37,7 @@ class Chains:
     program: Program | None = None
     latents: tuple[str, ...] = static(default=())
     present: dict[str, Array] = dataclasses.field(default_factory=dict)
+    stored_dims: tuple[tuple[str, tuple[str, ...]], ...] = static(default=())
 
     @property
     def num_chains(self) -> int:
@@ -80,7 +81,8 @@ class Chains:
 
     @property
     def _dims(self) -> dict[str, tuple[str, ...]]:
-        return dimensions(self.program, self.draws)
+        """Name the axes of every site, from the program or from the file the draws came from."""
+        return dimensions(self.program, self.draws) or dict(self.stored_dims)
 
     def predictive(self, key: Key) -> dict[str, Array]:
         """Draw from the posterior predictive, once per draw.
@@ -116,16 +118,26 @@ class Chains:
             log_likelihood=log_likelihood,
             predictive=posterior_predictive,
             coords=coords,
+            dims=self._dims,
         )
 
     def plot(self, kind: str = "trace", **options: Any) -> Any:
-        """Draw "trace", "posterior", "forest", "pair", "rank" or "energy" with matplotlib."""
+        """Draw a picture with matplotlib.
+
+        Args:
+            kind: "trace", "posterior", "forest", "pair", "rank" or "energy".
+            **options: those of `ppl.results.plots.plot`.
+        """
         return plots.plot(
             kind, host(self.draws), stats=host(self.stats), dims=self._dims, **options
         )
 
     def save(self, path: str) -> None:
-        """Write draws and statistics to a file (.npz, no pickle)."""
+        """Write draws and statistics to a file (.npz, no pickle).
+
+        Args:
+            path: the file.
+        """
         arrays = {
             "draws": host(self.draws),
             "stats": host(self.stats),
@@ -159,6 +171,7 @@ class Chains:
             program,
             tuple(about["latents"]),
             arrays.get("present", {}),
+            tuple((a, tuple(names)) for a, names in about["dims"].items()),
         )
 
     def __repr__(self) -> str:
@@ -254,6 +267,7 @@ def to_inference_data(
     predictive: Mapping[str, Any] | None = None,
     attrs: dict[str, Any] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """Build the ArviZ object from draws of shape (chain, draw, *site)."""
     groups: dict[str, Any] = {}
@@ -270,5 +284,5 @@ def to_inference_data(
         groups["sample_stats"] = stats
     if program is not None and (data := observations(program)):
         groups["observed_data"] = host(data)
-    dims = dimensions(program, draws)
+    dims = dimensions(program, draws) if dims is None else dims
     return arviz.to_arviz(posterior=draws, dims=dims, coords=coords, attrs=attrs, **groups)

@@ -121,7 +121,15 @@ class Population:
             )
 
     def resample(self, key: Key, num: int | None = None) -> dict[str, Array]:
-        """Draw equally weighted choices (systematic resampling; Carpenter et al. 1999)."""
+        """Draw equally weighted choices (systematic resampling; Carpenter et al. 1999).
+
+        Args:
+            key: PRNG key or seed.
+            num: number of draws; None for the number of particles.
+
+        Raises:
+            ResultError: every particle has weight zero.
+        """
         self._require_mass("resample")
         count = self.num_particles if num is None else num
         offset = jax.random.uniform(as_key(key))
@@ -155,7 +163,12 @@ class Population:
         return dataclasses.replace(summary, notes=(*summary.notes, *notes))
 
     def predictive(self, key: Key, num: int | None = None) -> dict[str, Array]:
-        """Draw from the posterior predictive: resampled particles, observations drawn anew."""
+        """Draw from the posterior predictive: resampled particles, observations drawn anew.
+
+        Args:
+            key: PRNG key or seed.
+            num: number of draws; None for the number of particles.
+        """
         one, two = jax.random.split(as_key(key))
         program = require_program(self.program, "predictive")
         return posterior_predictive(program, self.resample(one, num), two)
@@ -167,7 +180,13 @@ class Population:
         log_likelihood: bool = False,
         coords: Mapping[str, Sequence[Any]] | None = None,
     ) -> Any:
-        """Convert to ArviZ, which knows no weights: as one chain of resampled particles."""
+        """Convert to ArviZ, which knows no weights: as one chain of resampled particles.
+
+        Args:
+            key: PRNG key or seed of the resampling.
+            log_likelihood: compute it for every draw and observation.
+            coords: labels by plate name.
+        """
         draws = {a: np.asarray(x)[None] for a, x in self.resample(key).items()}
         attrs = {
             "log_evidence": float(self.log_evidence),
@@ -184,7 +203,11 @@ class Population:
         )
 
     def plot(self, **options: Any) -> Any:
-        """Weighted histograms; see `ppl.results.plots.plot_weighted`."""
+        """Draw weighted histograms.
+
+        Args:
+            **options: those of `ppl.results.plots.plot_weighted`.
+        """
         from ppl.results import plots
 
         dims = dimensions(self.program, self.choices)
@@ -192,7 +215,11 @@ class Population:
         return plots.plot_weighted(self.draws, weights, dims=dims, **options)
 
     def save(self, path: str) -> None:
-        """Write choices and weights to a file (.npz, no pickle)."""
+        """Write choices and weights to a file (.npz, no pickle).
+
+        Args:
+            path: the file.
+        """
         from ppl.results import storage
 
         arrays = {
@@ -207,7 +234,12 @@ class Population:
 
     @classmethod
     def load(cls, path: str, program: Program | None = None) -> Population:
-        """Read what `save` wrote; values are not kept, and are None."""
+        """Read what `save` wrote; values are not kept, and are None.
+
+        Args:
+            path: the file.
+            program: the program the particles are from.
+        """
         arrays = read(path, "population")[0]
         return cls(
             None,

@@ -21,7 +21,7 @@ from ppl.errors import (
     named_keywords,
 )
 from ppl.interpreter import Frame, Interpreter, evaluate
-from ppl.primitives import Site, draw, with_operand
+from ppl.primitives import Site, draw, value_of, with_operand
 from ppl.program import Program, require_program
 from ppl.semantics.density import joint
 from ppl.semantics.run import as_key
@@ -35,7 +35,7 @@ class Predicting(Interpreter):
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind == "deterministic":
-            value = site.operands(leaves).value
+            value = value_of(site, leaves)
         elif site.address in frame.given:
             value = frame.given[site.address]
         else:

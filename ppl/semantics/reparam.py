@@ -49,12 +49,23 @@ class NonCentred:
     centredness: ArrayLike = 0.0
 
     def base(self, d: Distribution) -> Distribution:
+        """Give the distribution that is drawn instead.
+
+        Args:
+            d: the site's distribution.
+        """
         core, rebuild = _location_scale(d)
         c = jnp.asarray(self.centredness)
         loc, scale = core.loc, core.scale  # pyright: ignore[reportAttributeAccessIssue]
         return rebuild(c * loc, scale**c)
 
     def forward(self, d: Distribution, x: Any) -> Any:
+        """Map the base site's value to the site's.
+
+        Args:
+            d: the site's distribution.
+            x: the base site's value.
+        """
         core, _ = _location_scale(d)
         c = jnp.asarray(self.centredness)
         loc, scale = core.loc, core.scale  # pyright: ignore[reportAttributeAccessIssue]
@@ -66,9 +77,20 @@ class Untransformed:
     """Draw a transformed distribution (log-normal, logit-normal, ...) by way of its base."""
 
     def base(self, d: Distribution) -> Distribution:
+        """Give the distribution that is drawn instead.
+
+        Args:
+            d: the site's distribution.
+        """
         return _transformed(d)[0]
 
     def forward(self, d: Distribution, x: Any) -> Any:
+        """Map the base site's value to the site's.
+
+        Args:
+            d: the site's distribution.
+            x: the base site's value.
+        """
         for transform in _transformed(d)[1]:
             x = transform(x)
         return x

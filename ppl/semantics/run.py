@@ -13,7 +13,7 @@ from ppl import _jax
 from ppl._types import Key, PyTree
 from ppl.errors import ArgumentError, OpenObservationsError, at, message, named_keywords
 from ppl.interpreter import Frame, Interpreter, evaluate
-from ppl.primitives import Site, draw
+from ppl.primitives import Site, draw, value_of
 from ppl.program import Program, require_program
 from ppl.semantics.suspended import drive
 
@@ -26,7 +26,7 @@ class Drawing(Interpreter):
 
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind != "latent":
-            return site.operands(leaves).value
+            return value_of(site, leaves)
         return draw(site, leaves, frame.key_for(site))
 
     def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:

@@ -15,7 +15,7 @@ from ppl._types import PyTree, Scalar, pytree, static
 from ppl.distributions import biject_to
 from ppl.errors import UnsupportedError, at, message
 from ppl.interpreter import Frame, evaluate
-from ppl.primitives import Operands, Site, factor, lanes, log_prob, weigh
+from ppl.primitives import Operands, Site, density, factor, lanes, log_prob, weigh
 from ppl.program import Program, require_program
 from ppl.semantics.density import match_choices
 from ppl.semantics.weighted import Weighing
@@ -55,18 +55,20 @@ class _Constraining(Weighing):
         def one(operands: Operands, z: Any) -> Any:
             d = operands.distribution
             assert d is not None
+            if operands.present is not None:  # no gradient from where the site is absent
+                z = jnp.where(operands.present, z, jax.lax.stop_gradient(z))
             bijection = biject_to(d.support)
             x = bijection(z)
             jacobian = jnp.sum(bijection.log_abs_det_jacobian(z, x))
             present = operands._replace(scale=None)
             return (
                 x.astype(site.dtype),
-                jnp.sum(weigh(operands, d.log_prob(x))),
+                jnp.sum(weigh(operands, density(d, x))),
                 weigh(present, jacobian),
             )
 
-        x, density, jacobian = lanes(site, one)(leaves, frame.given[site.address])
-        frame.add((jnp.sum(density), jnp.sum(jacobian)))
+        x, weight, jacobian = lanes(site, one)(leaves, frame.given[site.address])
+        frame.add((jnp.sum(weight), jnp.sum(jacobian)))
         frame.record(site, leaves, x)
         return x
 
@@ -117,7 +119,11 @@ class Unconstrained:
         return tuple(out)
 
     def at(self, vector: Float[Array, " size"]) -> Point:
-        """Evaluate density, Jacobian, value, choices and deterministics in one pass."""
+        """Evaluate density, Jacobian, value, choices and deterministics in one pass.
+
+        Args:
+            vector: unconstrained coordinates.
+        """
         given, offset = {}, 0
         for address, shape in self.shapes:
             count = math.prod(shape)
@@ -144,19 +150,38 @@ class Unconstrained:
         return Point(total, jacobian, s.rebuild(outs), choices, recorded, flags)
 
     def log_density(self, vector: Float[Array, " size"]) -> Scalar:
-        """The log joint density of the vector (log-Jacobian included), in nats."""
+        """Return the log joint density of the vector, log-Jacobian included.
+
+        Args:
+            vector: unconstrained coordinates.
+        """
         return self.at(vector).log_density
 
     def log_jacobian(self, vector: Float[Array, " size"]) -> Scalar:
-        """Log |det d choices / d vector|."""
+        """Return log |det d choices / d vector|.
+
+        Args:
+            vector: unconstrained coordinates.
+        """
         return self.at(vector).log_jacobian
 
     def unflatten(self, vector: Float[Array, " size"]) -> dict[str, Array]:
-        """Map the vector to choices, each in its support."""
+        """Map the vector to choices, each in its support.
+
+        Args:
+            vector: unconstrained coordinates.
+        """
         return self.at(vector).choices
 
     def flatten(self, choices: Mapping[str, ArrayLike]) -> Float[Array, " size"]:
-        """Map choices to the vector: the inverse of `unflatten`."""
+        """Map choices to the vector: the inverse of `unflatten`.
+
+        Args:
+            choices: a value for every latent site.
+
+        Raises:
+            AddressError: an address is missing or unknown.
+        """
         given = match_choices("flatten", self.program, choices)
         s = self.program.structure
         records = evaluate(

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.interpreter import Frame, Interpreter, evaluate
-from ppl.primitives import Site, factor, log_prob, sample_p, with_operand
+from ppl.primitives import Site, factor, log_prob, sample_p, value_of, with_operand
 from ppl.program import Program, require_program
 from ppl.semantics.run import as_key, draw_flat, run
 from ppl.staging import stage
@@ -53,7 +53,7 @@ class Weighing(Interpreter):
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind == "latent":
             return self.latent(frame, site, leaves)
-        value = site.operands(leaves).value
+        value = value_of(site, leaves)
         if site.kind == "observed":
             self.observed(frame, site, leaves, value)
         else:

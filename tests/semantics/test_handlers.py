@@ -99,9 +99,7 @@ def test_do_cuts_the_causes():
 
 def test_do_in_loops():
     q = ppl.do(loops(YS), {"x": LOOP_CHOICES["x"]})
-    expected = normal_log_density(YS, LOOP_CHOICES["x"], 0.5) + normal_log_density(
-        YS + 1, YS, 2.0
-    )
+    expected = normal_log_density(YS, LOOP_CHOICES["x"], 0.5) + normal_log_density(YS + 1, YS, 2.0)
     weights = 3 * float(dist.Dirichlet(jnp.array([2.0, 3.0])).log_prob(jnp.array([0.2, 0.8])))
     close(ppl.log_density(q, {"w": LOOP_CHOICES["w"]}), expected + weights)
 

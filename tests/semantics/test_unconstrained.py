@@ -85,7 +85,13 @@ def test_bounds_that_depend_on_draws():
         choices = space.unflatten(z)
         jacobian = jax.jacfwd(lambda z: jnp.stack([*space.unflatten(z).values()]))(z)
         density = ppl.log_density(nested_intervals(), choices)
-        return choices, space.flatten(choices), jnp.linalg.slogdet(jacobian)[1], space.at(z), density
+        return (
+            choices,
+            space.flatten(choices),
+            jnp.linalg.slogdet(jacobian)[1],
+            space.at(z),
+            density,
+        )
 
     for seed in range(3):
         z = jax.random.normal(jax.random.key(seed), (3,))
