@@ -89,6 +89,8 @@ def _inside(check: Check, value: np.ndarray, concrete: Any) -> np.ndarray:
         source = check.parameters[bound] if isinstance(bound, int) else bound
         number = None if source is None else concrete(source)
         rearranged = moved or (isinstance(source, Input) and source.moved)
+        if number is None and len(domain.bounds) == 2 and not moved:  # an interval: one end may do
+            number = np.asarray((-np.inf, np.inf)[len(known)])
         if number is None or (number.ndim and (number.shape != value.shape or rearranged)):
             return everything
         known.append(number)

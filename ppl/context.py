@@ -25,7 +25,8 @@ class Plate(NamedTuple):
 class Context:
     """What surrounds a statement.
 
-    `changed` holds what functions read that differs from when JAX first saw them.
+    `changed` holds what functions read that differs from when JAX first saw them; `bridged` says
+    that the statements are another library's.
     """
 
     inside: bool = False
@@ -33,6 +34,7 @@ class Context:
     plates: tuple[Plate, ...] = ()
     scale: float = 1.0
     changed: Hashable = ()
+    bridged: bool = False
 
 
 #: Outside of every model.

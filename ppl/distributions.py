@@ -157,6 +157,10 @@ def violations(d: Distribution, concrete: Any) -> list[tuple[str, Any, Any]]:
     `concrete(x)` gives a NumPy array if `x` is known now, else None.
     """
     found = []
+    if type(d).__name__ == "Uniform":
+        low, high = concrete(d.low), concrete(d.high)  # pyright: ignore[reportAttributeAccessIssue]
+        if low is not None and high is not None and not bool(np.all(low < high)):
+            found.append(("high", high, constraints.greater_than(low)))
     inner = d.__dict__.get("base_dist")
     if isinstance(inner, Distribution):
         found += violations(inner, concrete)

@@ -23,6 +23,36 @@ import numpy as np
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
+class _Equal:
+    """Hash and compare a value object by its own equality, types included."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Equal)
+            and type(other.value) is type(self.value)
+            and bool(other.value == self.value)
+        )
+
+
+def _token(value: Any) -> Hashable:
+    """Stand for a value: by its own equality if it defines one, else by identity."""
+    if type(value).__eq__ is not object.__eq__ and isinstance(value, Hashable):
+        try:
+            hash(value)
+        except TypeError:  # a container of unhashable values
+            return _Same(value)
+        return _Equal(value)
+    return _Same(value)
+
+
 class _Same:
     """Hash and compare by identity, keeping the object alive so that its id stays its own."""
 
@@ -106,7 +136,7 @@ class _Walk:
             self._digests[id(value)] = (weakref.ref(value), digest)
             self.found.append((value.shape, str(value.dtype), digest))
             return
-        self.found.append(_Same(value))
+        self.found.append(_token(value))
         if id(value) in self._seen or isinstance(value, jax.Array):
             return
         self._seen.add(id(value))

@@ -301,7 +301,7 @@ def _here(statement: str, address: Any) -> Context:
             )
         )
     here = current_context()
-    if any(isinstance(h, numpyro.plate) for h in _PYRO_STACK):
+    if not here.bridged and any(isinstance(h, numpyro.plate) for h in _PYRO_STACK):
         raise ModelError(
             message(
                 f'{statement} was called at "{address}" ({_source()}) inside a numpyro.plate',

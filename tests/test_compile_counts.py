@@ -18,15 +18,16 @@ import ppl.distributions as dist
 from tests.compiling import compilations
 from tests.zoo import normal_normal
 
-NUTS = ppl.kernels.nuts(max_tree_depth=3)
-
 
 def data(seed):
     return np.random.default_rng(seed).normal(size=5).astype(np.float32)
 
 
-def chains(seed, draws=9, init=0.0, **settings):
-    program = ppl.mcmc(normal_normal(data(seed)), NUTS, draws, 5, 2, init={"mu": init}, **settings)
+def chains(seed, draws=9, init=0.0):
+    kernel = ppl.kernels.nuts(max_tree_depth=3)  # equal, but a new object each time
+    program = ppl.mcmc(
+        normal_normal(data(seed)), kernel, draws, 5, 2, init={"mu": init}, **settings
+    )
     return ppl.run(program, seed).draws["mu"]
 
 

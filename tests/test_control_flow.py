@@ -278,11 +278,10 @@ def test_replay(case):
 def test_scale(case):
     p, choices = program_of(case), case.choices(0)
     tape, _ = walk(case, choices)
-    same(ppl.log_density(ppl.scale(p, 0.3), choices), np.asarray(0.3 * tape.total()))
-    for address in [s.address for s in p.sites if s.kind != "deterministic"][-1:]:
-        part = sum(t.log_weight for t in tape.terms.get(address, {}).values())
-        q = ppl.scale(ppl.scale(p, 2.0, [address]), 1.25, [address])  # factors multiply
-        same(ppl.log_density(q, choices), np.asarray(tape.total() + 1.5 * part))
+    *_, address = [s.address for s in p.sites if s.kind != "deterministic"]
+    part = sum(t.log_weight for t in tape.terms.get(address, {}).values())
+    q = ppl.scale(ppl.scale(p, 0.3), 2.5, [address])  # factors multiply
+    same(ppl.log_density(q, choices), np.asarray(0.3 * tape.total() + 0.45 * part))
     trace = ppl.trace(ppl.scale(p, 0.3), 2)
     identical(trace.choices, ppl.trace(p, 2).choices)
     tape, _ = walk(case, trace.choices)
@@ -297,7 +296,6 @@ def test_mask(case):
     scored = [s for s in p.sites if s.kind in SCORES]
     if not scored:
         pytest.skip("nothing to mask")
-    same(ppl.log_density(ppl.mask(p, False), choices), np.asarray(tape.total("latent")))
     q, dropped = p, 0.0
     for site in scored:
         rng = np.random.default_rng(zlib.crc32(site.address.encode()))
@@ -347,7 +345,16 @@ def test_unobserve_draws_the_observations(case):
 # --- JAX around whole interpreter calls ---------------------------------------------------------
 
 
-@every_case
+@some_cases(
+    "vmap_size_equals_event_size",
+    "scan_with_tree_of_xs",
+    "cond_on_a_draw",
+    "while_loop_that_scores",
+    "vmap_of_cond_mapped_predicate",
+    "vmap_of_while_mapped_predicate",
+    "vmap_of_scan",
+    "custom_jvp_in_vmap_of_scan",
+)
 def test_vmap_over_keys_and_over_choices(case):
     p = program_of(case)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -61,7 +61,7 @@ def from_numpyro(model: Callable[..., Any]) -> Model:
                     fix="put a numpyro.plate inside the model",
                 )
             )
-        with _Staging():
+        with _Staging(), context(dataclasses.replace(current_context(), bridged=True)):
             return model(*args, **kwargs)
 
     return Model(staged)
@@ -85,7 +85,11 @@ class _Staging(Messenger):
                 msg["value"] = sample(msg["name"], Subsample(size, subsample_size))
         elif kind == "control_flow":
             msg["value"] = _control_flow(msg)
-        elif kind not in ("subsample", "info", "inspect") and msg["value"] is None:
+        elif kind == "prng_key" and any(isinstance(h, handlers.uncondition) for h in _PYRO_STACK):
+            msg["value"] = jax.random.key(0)  # asked for, and not used: the bridge gives the value
+        elif kind == "param" and msg["value"] is not None:
+            pass  # fixed by a handler
+        elif kind not in ("subsample", "info", "inspect"):
             raise UnsupportedError(
                 message(
                     f'from_numpyro met the statement {kind} at "{msg.get("name") or ""}"',
@@ -98,8 +102,8 @@ class _Staging(Messenger):
 
 
 _WHY = {
-    "prng_key": "something asked for a random key: numpyro.prng_key(), or handlers.block or "
-    "uncondition, which hide a site from the bridge (ppl.unobserve does what uncondition does)",
+    "prng_key": "something asked for a random key: numpyro.prng_key(), or handlers.block, which "
+    "hides a site from the bridge",
 }
 
 

@@ -37,9 +37,9 @@ def _custom_jvp_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: A
         flat = [*args[num_consts:], *tangents[2][num_consts:]]
         ruled = evaluate(held, jaxpr, consts, flat, given=given).outs
         dots = _jax.rule_tangents(ruled, zeros)
+        if interpreter.rebinds:  # the rule's own call of the function stages its sites, once
+            return Outcome(ruled[: len(zeros)], None, {}), Outcome(dots, None, {})
         out = apply(*primals)
-        if interpreter.rebinds:
-            return out, Outcome(dots, None, {})
         region = child(held, call)
         _, out_dot = jax.jvp(lambda g, a: region(key, g, a), (given, args), tangents[1:])
         _, also = jax.jvp(lambda g: region(key, g, args).outs, (given,), (tangents[1],))

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ppl import _jax
 from ppl._types import PyTree, Scalar, pytree, static
 from ppl.distributions import biject_to
-from ppl.errors import UnsupportedError, at, message
+from ppl.errors import ArgumentError, ObservationError, UnsupportedError, at, message
 from ppl.interpreter import Frame, evaluate
 from ppl.primitives import Operands, Site, density, factor, lanes, log_prob, weigh
 from ppl.program import Program, require_program
@@ -96,6 +97,8 @@ class _Freeing(Weighing):
 class Unconstrained:
     """A program's continuous latents as a vector of `size` reals; made by `ppl.unconstrain`.
 
+    `flatten` and `unflatten` are inverse to one another on the sites that exist.
+
     Sites that stand in a branch that is not taken get a standard normal density on their
     coordinates, so that the vector always has a proper density and a fixed length; the marginal on
     the sites that exist is unchanged.
@@ -124,6 +127,15 @@ class Unconstrained:
         Args:
             vector: unconstrained coordinates.
         """
+        if jnp.shape(vector) != (self.size,):
+            raise ArgumentError(
+                message(
+                    f"unconstrained got a vector of shape {jnp.shape(vector)}",
+                    needs=f"shape ({self.size},)",
+                    why=f"the latents of {self.program.name} have {self.size} real coordinates",
+                    fix="jax.vmap for several vectors",
+                )
+            )
         given, offset = {}, 0
         for address, shape in self.shapes:
             count = math.prod(shape)
@@ -187,6 +199,17 @@ class Unconstrained:
         records = evaluate(
             _Freeing(), s.jaxpr, self.program.consts, self.program.args, given=given
         ).records
+        for address, _ in self.shapes:
+            z, site = records[address].value, self.program.sites[address]
+            if not _jax.is_tracer(z) and not site.conditional and not bool(jnp.all(z == z)):
+                raise ObservationError(
+                    message(
+                        f"flatten got {np.asarray(given[address])} for {at(address, site.source)}",
+                        needs=f"values inside its support: {site.support}",
+                        why="outside there is no unconstrained point that maps to them",
+                        fix="pass choices of positive density, such as ppl.trace(...).choices",
+                    )
+                )
         parts = [jnp.ravel(records[address].value) for address, _ in self.shapes]
         return jnp.concatenate(parts) if parts else jnp.zeros((0,))
 
@@ -224,5 +247,18 @@ def _real_shapes(program: Program) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return evaluate(_Freeing(), s.jaxpr, consts, args, given=given).records
 
     given = {x.address: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in latents}
-    records = jax.eval_shape(free, program.consts, program.args, given)
+    try:
+        records = jax.eval_shape(free, program.consts, program.args, given)
+    except NotImplementedError as error:
+        if isinstance(error, UnsupportedError):
+            raise
+        supports = ", ".join(f'"{x.address}": {x.support}' for x in latents)
+        raise UnsupportedError(
+            message(
+                f"unconstrain got {program.name}, with supports {supports}",
+                needs="supports that NumPyro has a bijection from the reals onto",
+                why=str(error) or "one of them has none",
+                fix="write the site as a transformed distribution, or condition on it",
+            )
+        ) from error
     return tuple((x.address, tuple(records[x.address].value.shape)) for x in latents)

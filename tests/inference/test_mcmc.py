@@ -44,7 +44,7 @@ def z_score(draws, mean):
     return (draws.mean() - mean) / error
 
 
-# --- Closed forms -----------------------------------------------------------------------------------
+# --- Closed forms -------------------------------------------------------------------------------
 # Independent sub-models, fitted as one program: one compilation for all.
 
 
@@ -119,7 +119,7 @@ def test_stats_and_order(chains):
     np.testing.assert_allclose(chains.stats["lp"][0, :20], lp, rtol=1e-4, atol=1e-4)
 
 
-# --- Starting points ------------------------------------------------------------------------------
+# --- Starting points ----------------------------------------------------------------------------
 
 
 def test_init_is_where_chains_start():
@@ -144,17 +144,21 @@ def test_starts_are_searched_until_the_density_is_finite():
     assert np.all(np.asarray(chains["x"]) > 1.6)
 
 
-# --- The same draws, whatever happens around ---------------------------------------------------------
+# --- The same draws, whatever happens around ----------------------------------------------------
 
 
-def test_progress_keys_and_length_change_no_draw(capsys):
+@pytest.fixture(scope="module")
+def whole():
+    return fit(normal_normal(NORMAL_DATA), 300)
+
+
+def test_progress_keys_and_length_change_no_draw(whole, capsys):
     program = normal_normal(NORMAL_DATA)
-    mu = np.asarray(fit(program, 40, 20)["mu"])
+    mu = np.asarray(fit(program, 40)["mu"])
     kernel = ppl.kernels.nuts(max_tree_depth=5)
     shown = ppl.run(ppl.mcmc(program, kernel, 40, 20, 2), 0, progress=True)
     np.testing.assert_array_equal(mu, shown["mu"])
-    longer = fit(program, 300, 20)["mu"]
-    np.testing.assert_array_equal(mu, longer[:, :40])
+    np.testing.assert_array_equal(mu, whole["mu"][:, :40])
     np.testing.assert_array_equal(mu, fit(program, 40, 20, key=jax.random.key(0))["mu"])
     assert not np.any(mu == np.asarray(fit(program, 40, 20, key=1)["mu"]))
     assert capsys.readouterr().err
@@ -175,7 +179,7 @@ def test_a_jit_around_run_draws_the_same(x64):
     assert inside.latents == outside.latents
 
 
-# --- Interruption -----------------------------------------------------------------------------------
+# --- Interruption -------------------------------------------------------------------------------
 
 
 class Interrupting:
@@ -196,9 +200,8 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def test_interruption_returns_what_is_there(monkeypatch):
+def test_interruption_returns_what_is_there(whole, monkeypatch):
     program = normal_normal(NORMAL_DATA)
-    whole = fit(program, 300, 20)
     monkeypatch.setattr(suspended, "progress_bar", lambda *_, **__: Interrupting(60))
     part = fit(program, 300, 20)
     assert 1 <= part.num_draws < 300

@@ -98,5 +98,5 @@ def test_rows_are_checked():
         with pytest.raises(ppl.PPLError):
             ppl.posterior_predictive(p, bad, 0)
     q = ppl.unobserve(p)
-    with pytest.raises(ppl.PPLError, match="rows|shape"):
+    with pytest.raises(ppl.PPLError, match=r"rows|shape"):
         ppl.posterior_predictive(q, {"mu": jnp.zeros(3), "y": jnp.zeros((2, 3))}, 0)

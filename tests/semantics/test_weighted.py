@@ -1,4 +1,4 @@
-"""`weighted`, `traced`, `trace`: weights whose mean is the evidence, choices that reproduce a run."""
+"""`weighted`, `traced`, `trace`: weights whose mean is the evidence, choices that give the run."""
 
 from __future__ import annotations
 
