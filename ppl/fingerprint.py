@@ -70,13 +70,13 @@ class _Same:
 
 def fingerprint(
     fun: Callable[..., Any], statics: Sequence[Any] = ()
-) -> tuple[Hashable, Hashable, bool]:
+) -> tuple[Hashable, Hashable, str | None]:
     """Summarise all that `fun`, called with these static arguments, would read if called now.
 
     Returns:
         The fingerprint; what of it differs from the first time a function of it was seen (the part
         that JAX's own caches, of scan bodies and jitted helpers, would take for unchanged); and
-        whether a NumPy array was changed in place since it was last seen.
+        the name of a NumPy array that was changed in place since it was first seen, or None.
     """
     walk = _Walk()
     walk.visit(fun, ())
@@ -100,13 +100,13 @@ class _Walk:
     # What each function read when it was first seen in this process.
     _first: ClassVar[weakref.WeakKeyDictionary[Any, Hashable]] = weakref.WeakKeyDictionary()
 
-    # What each NumPy array held when it was last seen.
+    # What each NumPy array held when it was first seen.
     _digests: ClassVar[dict[int, tuple[Any, bytes]]] = {}
 
     def __init__(self, wanted: Callable[[Any], bool] | None = None):
         self.found: list[Hashable] = []
         self.hit: str | None = None
-        self.mutated = False
+        self.mutated: str | None = None
         self._wanted = wanted
         self._seen: set[int] = set()
         self._keep: list[Any] = []
@@ -132,8 +132,10 @@ class _Walk:
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
             digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes()).digest()
             ref, old = self._digests.get(id(value), (lambda: None, digest))
-            self.mutated |= ref() is value and old != digest
-            self._digests[id(value)] = (weakref.ref(value), digest)
+            if ref() is not value:
+                self._digests[id(value)] = (weakref.ref(value), digest)
+            elif old != digest:
+                self.mutated = ".".join(path) or "a closure variable"
             self.found.append((value.shape, str(value.dtype), digest))
             return
         self.found.append(_token(value))

@@ -126,7 +126,6 @@ class Table(Sequence[SiteInfo]):
             "deterministic": {"shape": "ellipse", "style": "dashed"},
             "factor": {"shape": "box"},
         }
-        ids = {row.address: f"site{i}" for i, row in enumerate(self)}  # ":" would mean a port
         inside: dict[tuple[Plate, ...], list[SiteInfo]] = {}
         for row in self:
             inside.setdefault(row.plates, []).append(row)
@@ -135,12 +134,14 @@ class Table(Sequence[SiteInfo]):
             target.attr(label=", ".join(f"{p.name} = {p.size}" for p in plates))
             for row in rows:
                 node = target if plates else graph
-                node.node(ids[row.address], f"{row.address}\n{row.distribution}", **style[row.kind])
+                node.node(row.address, f"{row.address}\n{row.distribution}", **style[row.kind])
             if plates:
                 graph.subgraph(target)
         for row in self:
             for parent in row.depends_on:
-                graph.edge(ids[parent], ids[row.address])
+                # Not `graph.edge`, which would read a colon in an address as a port.
+                ends = [graphviz.quoting.quote(x) for x in (parent, row.address)]
+                graph.body.append(f"\t{ends[0]} -> {ends[1]}\n")
         return graph
 
 

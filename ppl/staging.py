@@ -78,8 +78,16 @@ def stage(
             )
         ) from error
     if found is None:
-        if mutated:  # JAX remembers constants by the identity of the NumPy array they came from
-            jax.clear_caches()
+        if mutated:
+            raise ModelError(
+                message(
+                    f'{name} reads the NumPy array "{mutated}", which was changed in place',
+                    needs="data as arguments, or arrays that do not change",
+                    why="JAX remembers a constant by the array it came from, and would go on with "
+                    "the old numbers",
+                    fix=f'make "{mutated}" an argument of the model, or assign a new array to it',
+                )
+            )
         found = _stage(fun, in_tree, statics, avals, name, loop, changed)
         if not any(_jax.is_tracer(c) for c in found[1]):
             _cache[key] = found

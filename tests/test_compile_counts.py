@@ -25,9 +25,7 @@ def data(seed):
 
 def chains(seed, draws=9, init=0.0):
     kernel = ppl.kernels.nuts(max_tree_depth=3)  # equal, but a new object each time
-    program = ppl.mcmc(
-        normal_normal(data(seed)), kernel, draws, 5, 2, init={"mu": init}, **settings
-    )
+    program = ppl.mcmc(normal_normal(data(seed)), kernel, draws, 5, 2, init={"mu": init})
     return ppl.run(program, seed).draws["mu"]
 
 

@@ -86,7 +86,17 @@ class _Freeing(Weighing):
     def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         def one(operands: Operands, x: Any) -> Any:
             assert operands.distribution is not None
-            return biject_to(operands.distribution.support).inv(x)
+            try:
+                return biject_to(operands.distribution.support).inv(x)
+            except NotImplementedError:
+                raise UnsupportedError(
+                    message(
+                        f"unconstrain got {at(site.address, site.source)}, with support "
+                        f"{site.support}",
+                        needs="a support that NumPyro has a bijection from the reals onto",
+                        fix="write the site as a transformed distribution, or condition on it",
+                    )
+                ) from None
 
         x = frame.given[site.address]
         frame.record(site, leaves, lanes(site, one)(leaves, x))
@@ -247,18 +257,5 @@ def _real_shapes(program: Program) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return evaluate(_Freeing(), s.jaxpr, consts, args, given=given).records
 
     given = {x.address: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in latents}
-    try:
-        records = jax.eval_shape(free, program.consts, program.args, given)
-    except NotImplementedError as error:
-        if isinstance(error, UnsupportedError):
-            raise
-        supports = ", ".join(f'"{x.address}": {x.support}' for x in latents)
-        raise UnsupportedError(
-            message(
-                f"unconstrain got {program.name}, with supports {supports}",
-                needs="supports that NumPyro has a bijection from the reals onto",
-                why=str(error) or "one of them has none",
-                fix="write the site as a transformed distribution, or condition on it",
-            )
-        ) from error
+    records = jax.eval_shape(free, program.consts, program.args, given)
     return tuple((x.address, tuple(records[x.address].value.shape)) for x in latents)
