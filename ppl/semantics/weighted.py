@@ -147,8 +147,8 @@ def traced(program: Program) -> Program:
 def trace(program: Program, key: Key) -> Trace:
     """Run a program once, keeping its choices and its weight.
 
-    **Meaning.** A draw from `traced(program)`; its value equals `run(program, key)` under the same
-    key where the program has no scores.
+    **Meaning.** A draw from `traced(program)`. Under one key `run` makes the same draws (XLA may
+    round the last bit of what is computed from them in another way).
     """
     return run(traced(program), key)
 

@@ -1,6 +1,5 @@
 """`from_numpyro` against NumPyro: the same density, gradients and latent sites, model by model."""
 
-import functools
 import math
 from typing import Any
 
@@ -24,14 +23,8 @@ DRAWS = 3
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-# Models that look at the values of their first arguments while they run: those are fixed.
-LOOKED_AT = {"varying_slopes_lkj": 1, "dawid_skene": 2}
-
-
 def program_of(case: Case) -> ppl.Program:
-    count = LOOKED_AT.get(getattr(case.model, "__name__", ""), 0)
-    model = functools.partial(case.model, *case.args[:count]) if count else case.model
-    return ppl.from_numpyro(model)(*case.args[count:], **case.kwargs)
+    return ppl.from_numpyro(case.model)(*case.args, **case.kwargs)
 
 
 def on_device(case: Case) -> Case:

@@ -121,11 +121,11 @@ def test_what_is_left_out_is_said(draws):
 
 
 def test_unknown_names_are_errors_with_the_closest(draws):
-    with pytest.raises(ArgumentError, match='did you mean "trace"'):
+    with pytest.raises(ArgumentError, match='Did you mean "trace"'):
         plot("trase", draws)
-    with pytest.raises(ResultError, match='did you mean "theta"'):
+    with pytest.raises(ResultError, match='Did you mean "theta"'):
         plot("trace", draws, var_names=["thta"])
-    with pytest.raises(ArgumentError, match=r"unknown option 'bin'.*did you mean \"bins\""):
+    with pytest.raises(ArgumentError, match=r"unknown option 'bin'.*Did you mean \"bins\""):
         plot("rank", draws, bin=10)
     with pytest.raises(ArgumentError, match="none of that"):
         plot("trace", draws, bins=10)

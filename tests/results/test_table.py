@@ -52,7 +52,7 @@ def test_lookup_by_row_by_variable_and_by_position(draws):
     assert summary["theta"]["mean"].tolist() == [summary[f"theta[{k}]"]["mean"] for k in range(3)]
     assert all(name in summary for name in ("mu", "theta", "theta[A]", "theta[0]"))
     assert "theta[3]" not in summary
-    with pytest.raises(ResultError, match='did you mean "theta"'):
+    with pytest.raises(ResultError, match='Did you mean "theta"'):
         summary["thetta"]
 
 
