@@ -4,6 +4,8 @@ A model is a Python function under `@ppl.model`; a call of it is a `Program`, wh
 unnormalised measure. Inference algorithms map programs to programs. `ppl.run` draws.
 """
 
+from typing import Any
+
 from ppl import distributions
 from ppl._cache import enable_compilation_cache
 from ppl.errors import PPLError
@@ -15,19 +17,36 @@ from ppl.model import Model, model
 from ppl.program import Program
 from ppl.semantics.chains import Chains
 from ppl.semantics.density import log_density
+from ppl.semantics.enumerated import enumerate
+from ppl.semantics.extract import extract
 from ppl.semantics.handlers import condition, do, mask, replay, scale, unobserve
+from ppl.semantics.kernel import Kernel, choose, kernel
+from ppl.semantics.measure import FiniteMeasure
 from ppl.semantics.population import Population
 from ppl.semantics.predictive import posterior_predictive, prior_predictive
 from ppl.semantics.reparam import NonCentred, Untransformed, reparam
 from ppl.semantics.run import run
+from ppl.semantics.semirings import expectation
 from ppl.semantics.unconstrained import Unconstrained, unconstrain
-from ppl.semantics.weighted import Trace, Weighted, trace, traced, weighted
+from ppl.semantics.weighted import Trace, Weighted, trace, trace_of, traced, weighted
 from ppl.statements import deterministic, factor, plate, sample, scope
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> Any:
+    """Import `ppl.check` when it is first used: it is not needed for inference."""
+    if name == "check":
+        import importlib
+
+        return importlib.import_module("ppl.check")
+    raise AttributeError(f"module 'ppl' has no attribute {name!r}")
+
+
 __all__ = [
     "Chains",
+    "FiniteMeasure",
+    "Kernel",
     "Model",
     "NonCentred",
     "PPLError",
@@ -37,14 +56,19 @@ __all__ = [
     "Unconstrained",
     "Untransformed",
     "Weighted",
+    "choose",
     "condition",
     "deterministic",
     "distributions",
     "do",
     "enable_compilation_cache",
+    "enumerate",
+    "expectation",
+    "extract",
     "factor",
     "from_numpyro",
     "importance",
+    "kernel",
     "kernels",
     "log_density",
     "mask",
@@ -60,6 +84,7 @@ __all__ = [
     "scale",
     "scope",
     "trace",
+    "trace_of",
     "traced",
     "unconstrain",
     "unobserve",

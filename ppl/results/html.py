@@ -17,6 +17,7 @@ _STYLE = """<style>
 .ppl-table tbody tr:hover {background: rgba(128, 128, 128, .18);}
 .ppl-table .ppl-left {text-align: left;}
 .ppl-table .ppl-right {text-align: right;}
+.ppl-bar {height: 10px; background: rgba(70, 130, 180, .75);}
 .ppl-details {margin: 4px 0; color: inherit;}
 .ppl-details summary {cursor: pointer;}
 </style>"""
@@ -27,6 +28,7 @@ def table(
     rows: Sequence[Sequence[str]],
     caption: str | None = None,
     align: str | None = None,
+    bars: Sequence[float] | None = None,
 ) -> str:
     """Build an HTML table; every header and cell is escaped.
 
@@ -36,21 +38,32 @@ def table(
         caption: a line above the table.
         align: one letter for each column, "l" for left, "r" for right; by default the first column
             is left and the others right. "." (see `text_table`) counts as right.
+        bars: a length between 0 and 1 for each row, drawn as a bar in a last column.
     """
     classes = ["ppl-left" if a == "l" else "ppl-right" for a in _alignment(headers, align)]
 
-    def line(tag: str, cells: Sequence[str]) -> str:
+    def line(tag: str, cells: Sequence[str], bar: str = "") -> str:
         parts = (
             f'<{tag} class="{css}">{html.escape(cell)}</{tag}>'
             for css, cell in zip(classes, cells, strict=True)
         )
-        return f"<tr>{''.join(parts)}</tr>"
+        return f"<tr>{''.join(parts)}{bar}</tr>"
+
+    drawn = [""] * len(rows) if bars is None else [_bar(b) for b in bars]
 
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    body = "\n".join(line("td", row) for row in rows)
+    body = "\n".join(line("td", row, bar) for row, bar in zip(rows, drawn, strict=True))
+    head = line("th", headers, "" if bars is None else "<th></th>")
     return (
-        f'{_STYLE}\n<table class="ppl-table">{title}\n<thead>{line("th", headers)}</thead>\n'
+        f'{_STYLE}\n<table class="ppl-table">{title}\n<thead>{head}</thead>\n'
         f"<tbody>\n{body}\n</tbody></table>"
+    )
+
+
+def _bar(length: float) -> str:
+    return (
+        '<td class="ppl-left"><div class="ppl-bar" '
+        f'style="width: {120 * min(max(length, 0.0), 1.0):.1f}px"></div></td>'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ppl import _jax
-from ppl._types import Choices, Key, PyTree, Scalar, pytree
+from ppl._types import ArrayLike, Choices, Key, PyTree, Scalar, pytree
+from ppl.context import current_context
+from ppl.errors import ArgumentError, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, factor, log_prob, sample_p, value_of, with_operand
 from ppl.program import Program, require_program
@@ -33,6 +36,8 @@ class Trace:
     `choices` holds every latent site by address, with the site's full shape; `deterministics` the
     recorded values. Sites that stand in branches are in `present`, which tells (per lane and
     iteration) whether they were reached; where they were not, the choice is a placeholder.
+    `program` is what was run, where it is known: in the traces of `ppl.trace` and `ppl.trace_of`,
+    and in those that kernels are given.
     """
 
     value: PyTree
@@ -40,6 +45,59 @@ class Trace:
     log_weight: Scalar
     deterministics: dict[str, Array]
     present: dict[str, Array]
+    program: Program | None = None
+    _log_density: Scalar | None = None
+
+    @property
+    def log_density(self) -> Scalar:
+        """The log joint density of choices and scores, in nats."""
+        if self._log_density is not None:
+            return self._log_density
+        return trace_of(self._known_program("log_density"), self.choices).log_density
+
+    def _known_program(self, operation: str) -> Program:
+        if self.program is None:
+            raise ArgumentError(
+                message(
+                    f"{operation} got a trace that does not know its program",
+                    needs="a trace made by ppl.trace or ppl.trace_of, or given to a kernel",
+                    fix="ppl.trace_of(program, trace.choices)",
+                )
+            )
+        return self.program
+
+    def with_choices(self, choices: Mapping[str, ArrayLike]) -> Trace:
+        """Run the program again with some choices changed and the others as they are.
+
+        **Meaning.** Nothing is drawn: value, weight and density are those of the new choices; the
+        density is -inf where they are impossible. Sites of branches that are newly taken keep the
+        placeholder they had, so a kernel that changes a branch should give their values too.
+
+        Args:
+            choices: a value of the site's full shape for each address to change.
+
+        Raises:
+            AddressError: an address is unknown.
+            ObservationError: a value has another shape or dtype than its site.
+            ArgumentError: the trace does not know its program.
+        """
+        from ppl.semantics.density import match_choices
+
+        program = self._known_program("with_choices")
+        match_choices("with_choices", program, choices, complete=False)
+        return trace_of(program, {**self.choices, **choices})
+
+    @property
+    def canonical(self) -> tuple[Choices, dict[str, Array]]:
+        """The choices, zero where there are none, and where there are: equal for equal runs."""
+
+        def known(address: str, x: Any) -> Any:
+            flag = self.present.get(address)
+            if flag is None:
+                return x
+            return jnp.where(flag.reshape(flag.shape + (1,) * (x.ndim - flag.ndim)), x, 0)
+
+        return {a: known(a, x) for a, x in self.choices.items()}, self.present
 
 
 class Weighing(Interpreter):
@@ -104,6 +162,39 @@ class Recording(Separating):
         frame.record(site, leaves, value)
 
 
+class Replaying(Recording):
+    """Take every choice from what is given; weigh by scores, and beside it by the density."""
+
+    name = "trace_of"
+    rebinds = False
+
+    def zero(self) -> Any:
+        nothing = super().zero()
+        return nothing, nothing
+
+    def _count(self, frame: Frame, log_weight: Any, log_density: Any) -> None:
+        frame.add((jnp.sum(log_weight), jnp.sum(log_density)))
+
+    def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        value = frame.given[site.address]
+        density, excess = log_prob(site, leaves, value), jnp.zeros(())
+        if site.operands(leaves).scale is not None:
+            plain, bare = with_operand(site, leaves, "scale", None, mapped=False)
+            drawn = log_prob(plain, bare, value)
+            excess = jnp.where(drawn == -jnp.inf, 0.0, density - drawn)
+        self._count(frame, excess, density)
+        frame.record(site, leaves, value)
+        return value
+
+    def observed(self, frame: Frame, site: Site, leaves: list[Any], value: Any) -> None:
+        density = log_prob(site, leaves, value)
+        self._count(frame, density, density)
+
+    def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
+        weight = factor(site, leaves)
+        self._count(frame, weight, weight)
+
+
 def _weighted(program: Program) -> Weighted:
     s = program.structure
     outs, weight, _ = evaluate(Separating(), s.jaxpr, program.consts, program.args)
@@ -113,10 +204,48 @@ def _weighted(program: Program) -> Weighted:
 def _traced(program: Program) -> Trace:
     s = program.structure
     outs, weight, records = evaluate(Recording(), s.jaxpr, program.consts, program.args)
+    return _as_trace(program, s.rebuild(outs), weight, records)
+
+
+def _as_trace(program: Program, value: Any, weight: Any, records: Any, **known: Any) -> Trace:
     kinds = {site.address: site.kind for site in program.sites}
     pick = lambda kind: {a: r.value for a, r in records.items() if kinds[a] == kind}  # noqa: E731
     present = {a: r.present for a, r in records.items() if r.present is not None}
-    return Trace(s.rebuild(outs), pick("latent"), weight, pick("deterministic"), present)
+    return Trace(value, pick("latent"), weight, pick("deterministic"), present, **known)
+
+
+def _trace_of(program: Program, choices: Choices) -> Trace:
+    s = program.structure
+    outs, (weight, density), records = evaluate(
+        Replaying(), s.jaxpr, program.consts, program.args, given=choices
+    )
+    return _as_trace(program, s.rebuild(outs), weight, records, _log_density=density)
+
+
+_compiled = jax.jit(_trace_of)
+
+
+def trace_of(program: Program, choices: Mapping[str, ArrayLike]) -> Trace:
+    """Give the trace of a program at given choices: what kernels start from.
+
+    **Meaning.** The run that makes these choices, whatever their probability; `log_density` is the
+    log joint density there, in nats.
+
+    Args:
+        program: any program whose latent sites are bounded in number.
+        choices: a value of the site's full shape for every latent address; those of branches that
+            are not taken are placeholders.
+
+    Raises:
+        AddressError: an address is missing or unknown.
+        ObservationError: a choice has another shape or dtype than its site.
+    """
+    from ppl.semantics.density import match_choices
+
+    given = match_choices("trace_of", program, choices)
+    # On its own the trace is compiled; in a kernel it is part of what is being traced.
+    run = _compiled if concrete(program, given) and not current_context().inside else _trace_of
+    return dataclasses.replace(run(program, given), program=program)
 
 
 def weighted(program: Program) -> Program:
@@ -150,7 +279,7 @@ def trace(program: Program, key: Key) -> Trace:
     **Meaning.** A draw from `traced(program)`. Under one key `run` makes the same draws (XLA may
     round the last bit of what is computed from them in another way).
     """
-    return run(traced(program), key)
+    return dataclasses.replace(run(traced(program), key), program=program)
 
 
 def sample_traces(program: Program, key: Key, num: int) -> Trace:

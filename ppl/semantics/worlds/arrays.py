@@ -1,0 +1,371 @@
+"""JAX's operations in NumPy, over many worlds at once.
+
+Exact enumeration runs each effect-free equation once for all worlds, on arrays that hardly ever are
+large. Compiling them would take a hundred times longer than running them, so the usual operations
+have a rule here and the rest go to JAX, one compiled call for each operation and number of worlds.
+
+Every array has an axis of worlds in front, of the number of worlds or of size one if all share it.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import special
+
+from ppl import _jax
+from ppl.semantics.worlds import indexing
+
+#: `rule(params, out, *arrays)` gives one array or a list; `out` is the abstract result.
+RULES: dict[str, Callable[..., Any]] = {}
+
+_UNARY: dict[str, Callable[..., Any]] = {
+    "neg": np.negative,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "is_finite": np.isfinite,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "log": np.log,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "cbrt": np.cbrt,
+    "square": np.square,
+    "abs": np.abs,
+    "logistic": special.expit,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "erf_inv": special.erfinv,
+    "lgamma": special.gammaln,
+    "digamma": special.digamma,
+    "not": np.invert,
+    "copy": lambda x: x,
+    "copy_p": lambda x: x,
+    "stop_gradient": lambda x: x,
+    "optimization_barrier": lambda x: x,
+}
+_BINARY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "pow": np.power,
+    "atan2": np.arctan2,
+    "rem": np.fmod,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "igamma": special.gammainc,
+    "igammac": special.gammaincc,
+}
+_REDUCE: dict[str, Callable[..., Any]] = {
+    "reduce_sum": np.sum,
+    "reduce_prod": np.prod,
+    "reduce_max": np.max,
+    "reduce_min": np.min,
+    "reduce_and": np.all,
+    "reduce_or": np.any,
+}
+_CUMULATIVE: dict[str, Any] = {
+    "cumsum": np.add,
+    "cumprod": np.multiply,
+    "cummax": np.maximum,
+    "cummin": np.minimum,
+    "cumlogsumexp": np.logaddexp,
+}
+
+
+class Code:
+    """Equations without effects as a list of NumPy calls; operations that wrap are inlined.
+
+    Called with arrays for the variables `ins` it gives those of `outs`.
+    """
+
+    def __init__(self, eqns: Sequence[Any], ins: Sequence[Any], outs: Sequence[Any]):
+        self._template: list[Any] = []
+        self._calls: list[tuple[Callable[..., list[Any]], list[int], list[int]]] = []
+        slots = {v: self._slot() for v in ins}
+        self._ins = len(slots)
+        self._emit(eqns, slots)
+        self._outs = [self._place(v, slots) for v in outs]
+        self._free = self._last_uses()
+
+    def _slot(self, value: Any = None) -> int:
+        self._template.append(value)
+        return len(self._template) - 1
+
+    def _place(self, atom: Any, slots: dict[Any, int]) -> int:
+        return self._slot(lifted(atom.val)) if isinstance(atom, _jax.Literal) else slots[atom]
+
+    def _emit(self, eqns: Sequence[Any], slots: dict[Any, int]) -> None:
+        for eqn in eqns:
+            args = [self._place(v, slots) for v in eqn.invars]
+            inner = inlined(eqn)
+            if inner is None:
+                outs = [self._slot() for _ in eqn.outvars]
+                self._calls.append((_call(eqn), args, outs))
+            else:
+                jaxpr, consts = _jax.open_jaxpr(inner)
+                below = dict(zip(jaxpr.invars, args, strict=True))
+                held = zip(jaxpr.constvars, consts, strict=True)
+                below.update((v, self._slot(lifted(c))) for v, c in held)
+                self._emit(jaxpr.eqns, below)
+                outs = [self._place(v, below) for v in jaxpr.outvars]
+            slots.update(zip(eqn.outvars, outs, strict=True))
+
+    def _last_uses(self) -> list[list[int]]:
+        """List, for each call, what no later one needs: worlds can be many."""
+        kept = {*self._outs, *(k for k, x in enumerate(self._template) if x is not None)}
+        free: list[list[int]] = []
+        for _, args, outs in reversed(self._calls):
+            here = {k for k in (*args, *outs) if k not in kept}
+            free.append(sorted(here))
+            kept |= here
+        return free[::-1]
+
+    def __call__(self, arrays: Sequence[np.ndarray], worlds: int) -> list[np.ndarray]:
+        """Run for all worlds; outputs have an axis of worlds, or of size one."""
+        env = self._template.copy()
+        env[: self._ins] = arrays
+        for (fun, args, outs), free in zip(self._calls, self._free, strict=True):
+            results = fun([env[k] for k in args], worlds)
+            for k, x in zip(outs, results, strict=True):
+                env[k] = x
+            for k in free:
+                env[k] = None
+        return [env[k] for k in self._outs]
+
+
+_codes: weakref.WeakKeyDictionary[Any, Code] = weakref.WeakKeyDictionary()
+
+
+def evaluate_jaxpr(
+    jaxpr: Any, consts: Sequence[Any], arrays: Sequence[np.ndarray], worlds: int
+) -> list[np.ndarray]:
+    """Run a whole jaxpr without effects."""
+    if jaxpr not in _codes:
+        _codes[jaxpr] = Code(jaxpr.eqns, [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars)
+    return _codes[jaxpr]([*map(lifted, consts), *arrays], worlds)
+
+
+def _call(eqn: Any) -> Callable[[list[Any], int], list[Any]]:
+    """Give an equation as a function of arrays and the number of worlds."""
+    rule, params = RULES.get(eqn.primitive.name), eqn.params
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    if rule is None or not all(map(_native, avals)):
+        return lambda arrays, worlds: _by_jax(eqn, arrays, worlds)
+    out, dtypes = eqn.outvars[0].aval, [v.aval.dtype for v in eqn.outvars]
+
+    def run(arrays: list[Any], worlds: int) -> list[Any]:
+        result = rule(params, out, *arrays)
+        if result is NotImplemented:
+            return _by_jax(eqn, arrays, worlds)
+        results = result if isinstance(result, list) else [result]
+        return [x if x.dtype == d else x.astype(d) for x, d in zip(results, dtypes, strict=True)]
+
+    return run
+
+
+def lifted(x: Any) -> np.ndarray:
+    """Give a value that all worlds share its axis of worlds."""
+    if isinstance(x, jax.Array) and not _native(x):
+        return x[None]  # pyright: ignore[reportReturnType]
+    return np.asarray(x)[None]
+
+
+def _native(x: Any) -> bool:
+    return isinstance(x.dtype, np.dtype) and x.dtype.kind in "biuf" and x.dtype.isbuiltin == 1
+
+
+_WRAPPERS = frozenset(
+    {
+        *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"),
+        *("custom_jvp_call", "custom_vjp_call"),
+    }
+)
+
+
+def inlined(eqn: Any) -> Any:
+    """Give the jaxpr of an operation that only wraps it; None for others."""
+    if eqn.primitive.name in _WRAPPERS:
+        return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return None
+
+
+# --- What has no rule ---------------------------------------------------------------------------
+
+
+def padded(count: int) -> int:
+    """Round a number of worlds up, so that few sizes are ever compiled."""
+    return 1 if count <= 1 else 1 << max(3, 2 * -(-(count - 1).bit_length() // 2))
+
+
+def _by_jax(eqn: Any, arrays: Sequence[Any], worlds: int) -> list[np.ndarray]:
+    flags = tuple(x.shape[0] > 1 for x in arrays)
+    if not any(flags):
+        outs = _compiled(_Whole(eqn), flags)(*[x[0] for x in arrays])
+        return [_back(x)[None] for x in outs]
+    size = padded(worlds)
+    grown = [
+        np.concatenate([x, np.broadcast_to(x[:1], (size - worlds, *x.shape[1:]))]) if flag else x[0]
+        for x, flag in zip(arrays, flags, strict=True)
+    ]
+    return [_back(x)[:worlds] for x in _compiled(_Whole(eqn), flags)(*grown)]
+
+
+def _back(x: Any) -> Any:
+    return np.asarray(x) if _native(x) else x
+
+
+class _Whole:
+    """An equation as a key: the same object is the same equation."""
+
+    __slots__ = ("eqn",)
+
+    def __init__(self, eqn: Any):
+        self.eqn = eqn
+
+    def __hash__(self) -> int:
+        return id(self.eqn)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Whole) and other.eqn is self.eqn
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(whole: _Whole, flags: tuple[bool, ...]) -> Callable[..., Any]:
+    def run(*args: Any) -> list[Any]:
+        return _jax.bind_equation(whole.eqn, args)
+
+    if any(flags):
+        run = jax.vmap(run, in_axes=tuple(0 if f else None for f in flags))
+    return jax.jit(run)
+
+
+# --- Rules --------------------------------------------------------------------------------------
+
+
+def _elementwise(fun: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(params: Any, out: Any, *xs: Any) -> Any:
+        ndim = 1 + len(out.shape)
+        # Operands of one operation may be scalars beside arrays.
+        return fun(*(x if x.ndim == ndim else indexing.spread(x, ndim) for x in xs))
+
+    return rule
+
+
+RULES.update({name: _elementwise(fun) for name, fun in (_UNARY | _BINARY).items()})
+
+
+def _rule(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(fun: Callable[..., Any]) -> Callable[..., Any]:
+        RULES[name] = fun
+        return fun
+
+    return register
+
+
+@_rule("div")
+def _div(params: Any, out: Any, x: Any, y: Any) -> Any:
+    x, y = (indexing.spread(a, 1 + len(out.shape)) for a in (x, y))
+    if out.dtype.kind == "f":
+        return x / y
+    if np.any(y == 0):
+        return NotImplemented
+    q = np.abs(x) // np.abs(y)  # towards zero, as in C
+    return np.where((x < 0) == (y < 0), q, -q)
+
+
+@_rule("round")
+def _round(params: Any, out: Any, x: Any) -> Any:
+    if int(params["rounding_method"]) == 1:  # to even
+        return np.round(x)
+    return np.sign(x) * np.floor(np.abs(x) + 0.5)
+
+
+@_rule("integer_pow")
+def _integer_pow(params: Any, out: Any, x: Any) -> Any:
+    return np.power(x, params["y"]) if params["y"] >= 0 else 1 / np.power(x, -params["y"])
+
+
+@_rule("convert_element_type")
+def _convert(params: Any, out: Any, x: Any) -> Any:
+    if x.dtype.kind == "f" and out.dtype.kind in "iu":
+        info = np.iinfo(out.dtype)  # as XLA does: NaN is 0, what is too large the largest
+        wide = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
+        inside = np.where((wide > info.min) & (wide < info.max), wide, 0).astype(out.dtype)
+        return np.where(wide >= info.max, info.max, np.where(wide <= info.min, info.min, inside))
+    return x.astype(out.dtype)
+
+
+@_rule("select_n")
+def _select(params: Any, out: Any, *operands: Any) -> Any:
+    which, *cases = (indexing.spread(x, 1 + len(out.shape)) for x in operands)
+    if len(cases) == 2:
+        return np.where(which.astype(bool), cases[1], cases[0])
+    return np.choose(which, cases) if len(cases) < 32 else NotImplemented
+
+
+@_rule("clamp")
+def _clamp(params: Any, out: Any, low: Any, x: Any, high: Any) -> Any:
+    low, high = (indexing.spread(b, x.ndim) for b in (low, high))
+    return np.minimum(np.maximum(x, low), high)
+
+
+def _reduce(fun: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(params: Any, out: Any, x: Any, *rest: Any) -> Any:
+        return fun(x, axis=tuple(a + 1 for a in params["axes"]))
+
+    return rule
+
+
+RULES.update({name: _reduce(fun) for name, fun in _REDUCE.items()})
+
+
+def _extremum(fun: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda params, out, x: fun(x, axis=params["axes"][0] + 1)
+
+
+RULES.update({"argmax": _extremum(np.argmax), "argmin": _extremum(np.argmin)})
+
+
+def _cumulative(fun: Any) -> Callable[..., Any]:
+    def rule(params: Any, out: Any, x: Any) -> Any:
+        axis = params["axis"] + 1
+        if params["reverse"]:
+            return np.flip(fun.accumulate(np.flip(x, axis), axis=axis), axis)
+        return fun.accumulate(x, axis=axis)
+
+    return rule
+
+
+RULES.update({name: _cumulative(fun) for name, fun in _CUMULATIVE.items()})
+RULES.update(indexing.RULES)
