@@ -52,8 +52,9 @@ class Structure:
         stage: Callable[[], tuple[Any, Any, tuple[Any, ...]]],
         loop: Loop | None = None,
         in_tree: Any = None,
+        fun: Callable[..., Any] | None = None,
     ):
-        self.name, self.loop, self.in_tree = name, loop, in_tree
+        self.name, self.loop, self.in_tree, self.fun = name, loop, in_tree, fun
         self._stage = stage
 
     @functools.cached_property

@@ -204,7 +204,7 @@ def _stage(
 
         return jaxpr, rebuild, tuple(found)
 
-    structure = Structure(name, trace, loop, (in_tree, statics))
+    structure = Structure(name, trace, loop, (in_tree, statics), fun)
     if loop is not None:
         return structure, ()
     _ = structure.sites
