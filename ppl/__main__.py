@@ -1,4 +1,4 @@
-"""`python -m ppl`: fit eight schools, say what the posterior says, and draw it."""
+"""`python -m ppl`: fit eight schools, say what the posterior says, draw it; check a filter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -83,8 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_evidences(program, options.seed), end="\n\n")
 
     _picture(draws, y, sigma, schools).savefig(options.output)
-    print(f"The picture is in {options.output}")
-    return 0
+    print(f"The picture is in {options.output}\n")
+    report = _filter_is_exact()
+    print("Is an inference algorithm right? It is a program too, so all its draws can be listed:")
+    print(
+        f"a particle filter of {_FEW} particles and its hidden Markov model denote one measure, up "
+        f"to {report.statistic:.1e}\nin total variation ({report.verdict}, exact)."
+    )
+    return 0 if report.passed else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,6 +165,51 @@ def _log_evidence(program: ppl.Program, seed: int) -> tuple[float, float]:
     """Estimate the log evidence and its standard error."""
     population = ppl.run(ppl.importance(program, num_particles=_PARTICLES), seed)
     return float(population.log_evidence), float(population.log_evidence_se)
+
+
+# --- A particle filter, and what it denotes -----------------------------------------------------
+
+_FEW = 3
+_MOVES = np.array([[0.7, 0.3], [0.2, 0.8]])  # of a switch that is off or on, by its last state
+_LIT = np.array([0.1, 0.8])  # how often a lamp beside it is seen lit
+_SEEN = np.array([1, 0, 1])
+
+
+@ppl.model
+def switch(seen: Any) -> Array:
+    """Draw the last state of a switch whose lamp was seen lit or not."""
+
+    def step(state: Any, lit: Any) -> tuple[Any, None]:
+        state = ppl.sample("state", dist.Bernoulli(jnp.asarray(_MOVES)[state, 1]))
+        ppl.sample("lit", dist.Bernoulli(jnp.asarray(_LIT)[state]), obs=lit)
+        return state, None
+
+    return jax.lax.scan(step, 0, seen)[0]
+
+
+@ppl.model
+def particle_filter(seen: Any) -> ppl.Population:
+    """Follow the switch with particles that are moved, weighted and resampled at every step."""
+
+    def step(carry: Any, lit: Any) -> tuple[Any, None]:
+        states, log_weights, log_evidence = carry
+        with ppl.plate("particle", _FEW):
+            ancestors = ppl.sample("ancestor", dist.Categorical(logits=log_weights))
+            moved = jnp.asarray(_MOVES)[states[ancestors], 1]
+            states = ppl.sample("state", dist.Bernoulli(moved))
+        log_weights = dist.Bernoulli(jnp.asarray(_LIT)[states]).log_prob(lit)
+        gain = jax.nn.logsumexp(log_weights) - jnp.log(_FEW)
+        return (states, log_weights, log_evidence + gain), None
+
+    start = (jnp.zeros(_FEW, int), jnp.zeros(_FEW), 0.0)
+    states, log_weights, log_evidence = jax.lax.scan(step, start, seen)[0]
+    return ppl.Population(states, log_weights, log_evidence, {})
+
+
+def _filter_is_exact() -> Any:
+    """Compare the measures of the filter and of its model, in double precision."""
+    with jax.enable_x64(True):
+        return ppl.check.preserves(lambda _: particle_filter(_SEEN), switch(_SEEN))
 
 
 # --- The picture --------------------------------------------------------------------------------
