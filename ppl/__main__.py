@@ -194,7 +194,7 @@ def particle_filter(seen: Any) -> ppl.Population:
     def step(carry: Any, lit: Any) -> tuple[Any, None]:
         states, log_weights, log_evidence = carry
         with ppl.plate("particle", _FEW):
-            ancestors = ppl.sample("ancestor", dist.Categorical(logits=log_weights))
+            ancestors = ppl.sample("ancestor", dist.CategoricalLogits(log_weights))
             moved = jnp.asarray(_MOVES)[states[ancestors], 1]
             states = ppl.sample("state", dist.Bernoulli(moved))
         log_weights = dist.Bernoulli(jnp.asarray(_LIT)[states]).log_prob(lit)
