@@ -8,17 +8,30 @@ element really has, its log density tells.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Delta, Distribution, constraints
+from numpyro.distributions import (
+    BernoulliProbs,
+    BinomialProbs,
+    CategoricalProbs,
+    Delta,
+    Distribution,
+    MultinomialProbs,
+    constraints,
+)
 
 from ppl import _jax
-from ppl.distributions import describe, support_of
+from ppl.distributions import Subsample, describe, is_masked, support_of, without_mask
 from ppl.errors import UnsupportedError, at, message
 
 #: More values of one element than this are refused: such a site is better thought of as infinite.
 MOST_VALUES = 100_000
+
+_TWO, _MANY = BernoulliProbs | BinomialProbs, CategoricalProbs | MultinomialProbs
+_ROUNDING = 1e-6  # probabilities that arithmetic puts this far out are still meant
 
 
 def bare(d: Distribution) -> Distribution:
@@ -26,6 +39,40 @@ def bare(d: Distribution) -> Distribution:
     while type(d).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
         d = d.base_dist  # pyright: ignore[reportAttributeAccessIssue]
     return d
+
+
+def apart(d: Distribution) -> Distribution:
+    """Give a distribution's independent elements: batch axes that were made event axes go back."""
+    while type(d).__name__ == "Independent":
+        d = d.base_dist  # pyright: ignore[reportAttributeAccessIssue]
+    return d
+
+
+def flaws(d: Distribution, value: Any) -> tuple[Any, Any]:
+    """Tell where a value has probability zero, and where none, whatever the log density says.
+
+    NumPyro moves probabilities into their domain before it takes logarithms: 0 and 1 a little
+    inwards for Bernoulli and binomial distributions, NaN and negative ones to 0 for others.
+    """
+    d, mask = without_mask(d)
+    core: Any = bare(d)
+    none = jnp.zeros(d.batch_shape, bool)
+    if is_masked(d) or not isinstance(core, _TWO | _MANY):
+        return none, none
+    wrong = ~((core.probs >= -_ROUNDING) & (core.probs <= 1 + _ROUNDING))
+    if isinstance(core, _TWO):
+        most = core.total_count if isinstance(core, BinomialProbs) else 1
+        zero = ((core.probs == 0) & (value > 0)) | ((core.probs == 1) & (value < most))
+    else:
+        wrong, zero = jnp.any(wrong, -1), False
+    joint = d.event_dim - core.event_dim  # axes of independent elements that count as one
+
+    def whole(x: Any) -> Any:
+        x = jnp.broadcast_to(x, d.batch_shape + d.event_shape[:joint])
+        x = jnp.any(x, axis=tuple(range(x.ndim - joint, x.ndim)))
+        return x if mask is None else x & mask
+
+    return whole(zero), whole(wrong)
 
 
 def is_point(d: Distribution) -> bool:
@@ -48,7 +95,10 @@ def finite_values(d: Distribution, *, operation: str, address: str, source: str 
     own = getattr(bare(d), "finite_values", None)
     if own is not None:
         return np.asarray(own())
-    support: Any = support_of(bare(d))
+    core = bare(d)
+    if isinstance(core, Subsample):
+        return _ordered(operation, address, source, core)
+    support: Any = support_of(core)
     while isinstance(support, type(constraints.independent(constraints.real, 1))):
         support = support.base_constraint
     if support is constraints.boolean:
@@ -60,7 +110,10 @@ def finite_values(d: Distribution, *, operation: str, address: str, source: str 
     if isinstance(support, type(constraints.multinomial(1))):
         total = support.upper_bound
         _refuse_traced(operation, address, source, d, total)
-        rows = [r for n in np.unique(np.asarray(total)) for r in _compositions(int(n), d)]
+        totals, cells = [int(n) for n in np.unique(np.asarray(total))], d.event_shape[-1]
+        count = sum(math.comb(n + cells - 1, cells - 1) for n in totals)
+        _refuse_many(operation, address, source, d, count)
+        rows = [r for n in totals for r in _compositions(n, cells)]
         return np.asarray(rows)
     kind = "discrete" if support.is_discrete else "continuous"
     fix = (
@@ -94,22 +147,31 @@ def _refuse_traced(operation: str, address: str, source: str, d: Distribution, *
 
 
 def _checked(operation: str, address: str, source: str, d: Distribution, low: int, high: int):
-    if high - low >= MOST_VALUES:
+    _refuse_many(operation, address, source, d, high - low + 1)
+    return np.arange(low, high + 1)
+
+
+def _ordered(operation: str, address: str, source: str, d: Subsample) -> np.ndarray:
+    """List the ordered subsets."""
+    _refuse_many(operation, address, source, d, math.perm(d.size, d.subsample_size))
+    rows = list(itertools.permutations(range(d.size), d.subsample_size))
+    return np.asarray(rows, int).reshape(len(rows), d.subsample_size)
+
+
+def _refuse_many(operation: str, address: str, source: str, d: Distribution, count: int) -> None:
+    if count > MOST_VALUES:
         raise UnsupportedError(
             message(
-                f"{operation} got {describe(d)} at {at(address, source)} with {high - low + 1} "
-                "values",
+                f"{operation} got {describe(d)} at {at(address, source)} with {count} values",
                 needs=f"at most {MOST_VALUES} values for one element",
                 why="every value is a world of its own",
                 fix="a coarser site, or sampling: ppl.importance(program, num_particles=1000)",
             )
         )
-    return np.arange(low, high + 1)
 
 
-def _compositions(total: int, d: Distribution) -> list[tuple[int, ...]]:
+def _compositions(total: int, cells: int) -> list[tuple[int, ...]]:
     """List the ways to write a total as an ordered sum of as many counts as there are cells."""
-    cells = d.event_shape[-1]
     # A composition is a choice of places for the bars between the cells.
     bars = itertools.combinations(range(total + cells - 1), cells - 1)
     edges = ((-1, *b, total + cells - 1) for b in bars)

@@ -42,7 +42,8 @@ def enumerate(
     Args:
         program: any program with finite sites; inference algorithms too.
         quadrature: by address, a number of nodes (32 to 128) for continuous sites of one number
-            each. The measure's `quadrature_error(f)` estimates the error of `expect(f)`.
+            each. The measure's `quadrature_error(f)` estimates the error of `expect(f)`. Floats
+            near zero then count as equal by the relative `tolerance` alone.
         semiring: "sum" for the measure; "max" for the mass of the best run to each value, with its
             `choices`; "count" for numbers of runs; `ppl.expectation(...)` for expected statistics.
         tolerance: of floats, absolute and relative; None for 1e-9 in double and 1e-5 in single

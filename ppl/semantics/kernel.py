@@ -86,12 +86,15 @@ def choose(flag: Any, one: Any, other: Any) -> Any:
         one: the value where the flag is true.
         other: the value elsewhere.
     """
-    leaves = [jax.tree.structure(x) for x in (one, other)]
-    if leaves[0] != leaves[1]:
+    kinds = [jax.tree.structure(x) for x in (one, other)]
+    shapes = [[jax.numpy.shape(x) for x in jax.tree.leaves(y)] for y in (one, other)]
+    if kinds[0] != kinds[1] or shapes[0] != shapes[1] or jax.numpy.ndim(flag):
         raise ArgumentError(
             message(
-                f"choose got values of different structure: {leaves[0]} and {leaves[1]}",
-                needs="two values of one structure",
+                f"choose got a flag of shape {jax.numpy.shape(flag)} and values {kinds[0]} of "
+                f"shapes {shapes[0]} and {kinds[1]} of shapes {shapes[1]}",
+                needs="one flag, and two values of one structure and shape",
+                why="broadcasting would mix the two values",
                 fix="ppl.choose(accept, trace.with_choices({...}), trace)",
             )
         )

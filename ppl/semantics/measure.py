@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +15,13 @@ from ppl._types import PyTree
 from ppl.errors import ArgumentError, ResultError, message
 from ppl.results import html
 from ppl.semantics.worlds import grouping
+from ppl.semantics.worlds.showing import name, number, show
 
 _SHOWN = 20
 
-# What tells that a function of one point cannot be traced by JAX, but may work on numbers.
-_UNTRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
+# What tells that a function of one point cannot be traced by JAX, but may work on numbers. JAX's
+# own errors of this kind are all of these; so is a tracer as the key of a dictionary.
+_UNTRACEABLE = (TypeError, jax.errors.NonConcreteBooleanIndexError)
 
 
 class FiniteMeasure:
@@ -80,9 +78,17 @@ class FiniteMeasure:
             points: values of one structure.
             masses: their masses, natural scale.
         """
-        values = jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *points)
+        weights = np.asarray(masses, np.float64)
+        if not len(points) or weights.shape != (len(points),) or not np.all(weights >= 0):
+            raise ArgumentError(
+                message(
+                    f"FiniteMeasure.of got {len(points)} points and masses {weights}",
+                    needs="at least one point, and a non-negative mass for each",
+                    fix="FiniteMeasure.of([0, 1], [0.3, 0.7])",
+                )
+            )
         with np.errstate(divide="ignore"):
-            return joined(values, np.log(np.asarray(masses, np.float64)))
+            return joined(_stacked(points), np.log(weights))
 
     # --- What it holds --------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class FiniteMeasure:
     @property
     def log_evidence(self) -> float:
         """The log of the total mass, in nats; -inf if no run of the program has positive weight."""
-        return _logsumexp(self.log_masses)
+        return grouping.log_sum_exp(self.log_masses)
 
     @property
     def total_mass(self) -> float:
@@ -154,7 +160,7 @@ class FiniteMeasure:
             ResultError: the total mass is zero.
         """
         self._require_mass("normalize")
-        coarse = None if self.coarse is None else self.coarse - _logsumexp(self.coarse)
+        coarse = None if self.coarse is None else self.coarse - grouping.log_sum_exp(self.coarse)
         return self._with(self.log_masses - self.log_evidence, coarse)
 
     def expect(self, fun: Callable[[PyTree], Any]) -> Any:
@@ -166,8 +172,6 @@ class FiniteMeasure:
         return self._integrate(fun, self.masses)
 
     def _integrate(self, fun: Callable[[PyTree], Any], masses: np.ndarray) -> Any:
-        if not len(self):
-            return 0.0
         return jax.tree.map(
             lambda x: np.tensordot(masses, np.asarray(x, np.float64), axes=1)[()],
             self._map(fun),
@@ -203,10 +207,12 @@ class FiniteMeasure:
         """
         if callable(part):
             return self.pushforward(part)
-        if isinstance(part, str) and hasattr(self.values, part):
+        like = [x[0] if len(x) else np.zeros(x.shape[1:]) for x in self._arrays]
+        point: Any = self._rebuilt(like)
+        if isinstance(part, str) and not isinstance(point, Mapping) and hasattr(point, part):
             return self.pushforward(lambda value: getattr(value, part))
         try:
-            _ = self.values[part]
+            _ = point[part]
         except (KeyError, IndexError, TypeError) as error:
             raise ArgumentError(
                 message(
@@ -250,7 +256,9 @@ class FiniteMeasure:
         """
         i, j = (x.reshape(-1) for x in np.indices((len(self), len(other))))
         one, two = self._take(i), other._take(j)
-        return FiniteMeasure((one.values, two.values), one.log_masses + two.log_masses)
+        tolerance = _first(self.tolerance, other.tolerance)
+        pairs = (one.values, two.values)
+        return FiniteMeasure(pairs, one.log_masses + two.log_masses, tolerance=tolerance)
 
     # --- Comparisons ----------------------------------------------------------------------------
 
@@ -288,7 +296,7 @@ class FiniteMeasure:
         p, q = np.exp(both.one), np.exp(both.two)
         order = np.argsort(-np.abs(p - q), kind="stable")[:most]
         return [
-            (_show(both.measure._point(int(i))), float(p[i]), float(q[i]))
+            (show(both.measure._point(int(i))), float(p[i]), float(q[i]))
             for i in order
             if p[i] != q[i]
         ]
@@ -297,12 +305,12 @@ class FiniteMeasure:
 
     def _rows(self) -> tuple[list[str], list[list[str]], list[float]]:
         paths = jax.tree_util.tree_flatten_with_path(self.values)[0]
-        names = [_name(path) or "value" for path, _ in paths]
+        names = [name(path) or "value" for path, _ in paths]
         kept = np.argsort(-self.log_masses, kind="stable")[:_SHOWN]
         kept = np.sort(kept)  # the heaviest points, in the order of the support
         cells = [
             [
-                _number(x[i]) if isinstance(x, np.ndarray) else str(x)
+                number(x[i]) if isinstance(x, np.ndarray) else str(x)
                 for x in jax.tree.leaves(self.values)
             ]
             + [f"{self.masses[i]:.6g}"]
@@ -380,18 +388,21 @@ class FiniteMeasure:
         """Apply a function to every point: at once if JAX can trace it, else one by one."""
 
         def one(arrays: list[Any]) -> Any:
-            fresh = iter(arrays)
-            parts = [next(fresh) if isinstance(x, np.ndarray) else x for x in self._leaves]
-            return jax.tree.map(jnp.asarray, fun(jax.tree.unflatten(self._tree, parts)))
+            return jax.tree.map(jnp.asarray, fun(self._rebuilt(arrays)))
 
-        if len(self) and self._arrays:
+        if self._arrays:
             try:
                 with jax.enable_x64(True):
                     return jax.tree.map(np.asarray, jax.vmap(one)(self._arrays))
             except _UNTRACEABLE:
                 pass
         images = [fun(point) for point in self.points]
-        return jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *images)
+        return _stacked(images) if images else np.zeros(0)
+
+    def _rebuilt(self, arrays: Sequence[Any]) -> Any:
+        fresh = iter(arrays)
+        parts = [next(fresh) if isinstance(x, np.ndarray) else x for x in self._leaves]
+        return jax.tree.unflatten(self._tree, parts)
 
     def _require_mass(self, operation: str) -> None:
         if self.log_evidence == -np.inf:
@@ -436,20 +447,20 @@ def _align(one: FiniteMeasure, two: FiniteMeasure, operation: str) -> _Aligned:
     values = jax.tree.map(_stack, one.values, two.values)
     arrays = [x for x in jax.tree.leaves(values) if isinstance(x, np.ndarray)]
     rows = len(one) + len(two)
-    groups = grouping.group(arrays, rows, one.tolerance or two.tolerance)
+    groups = grouping.group(arrays, rows, _first(one.tolerance, two.tolerance))
     logs = []
     for part, m in ((slice(len(one)), one), (slice(len(one), None), two)):
-        mine = grouping.Groups(groups.codes[part], groups.first)
-        with np.errstate(divide="ignore"):
-            logs.append(_sum_into(m.log_masses, mine))
+        logs.append(grouping.total_of(m.log_masses, groups.codes[part], groups.number))
     points = jax.tree.map(lambda x: x[groups.first] if isinstance(x, np.ndarray) else x, values)
     return _Aligned(logs[0], logs[1], FiniteMeasure(points, logs[0]))
 
 
-def _sum_into(log_masses: np.ndarray, groups: grouping.Groups) -> np.ndarray:
-    """Add up masses by group, where some groups may have no member."""
-    top = max(float(np.max(log_masses)), -1e300)
-    return np.log(np.bincount(groups.codes, np.exp(log_masses - top), groups.number)) + top
+def _first(one: float | None, two: float | None) -> float | None:
+    return two if one is None else one
+
+
+def _stacked(points: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *points)
 
 
 def _stack(*parts: Any) -> Any:
@@ -477,25 +488,3 @@ def joined(
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray | jax.Array) and not _jax.is_tracer(x)
-
-
-def _logsumexp(x: np.ndarray) -> float:
-    top = float(np.max(x, initial=-np.inf))
-    return top + math.log(float(np.sum(np.exp(x - top)))) if math.isfinite(top) else top
-
-
-def _number(x: Any) -> str:
-    return np.array2string(np.asarray(x), precision=6, threshold=8, edgeitems=3, separator=", ")
-
-
-def _show(value: PyTree) -> str:
-    paths = jax.tree_util.tree_flatten_with_path(value)[0]
-    parts = [(_name(p), _number(x)) for p, x in paths]
-    return ", ".join(f"{name} = {text}" if name else text for name, text in parts) or "()"
-
-
-def _name(path: Any) -> str:
-    """Name a part of a value as short as can be: `a`, `[0]`, `position.x`."""
-    if len(path) == 1 and isinstance(path[0], jax.tree_util.SequenceKey):
-        return str(jax.tree_util.keystr(path))
-    return jax.tree_util.keystr(path, simple=True, separator=".")

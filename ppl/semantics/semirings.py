@@ -8,6 +8,7 @@ with a weighted statistic an expectation over runs, counts of runs their number.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -174,7 +175,7 @@ class Expectation(Sum):
 
     def _of(self, choice: Choice) -> Any:
         fun = self.statistics[choice.address]
-        if fun.__code__.co_argcount == 2:
+        if _takes_mass(fun):
             rows = [fun(v, m) for v, m in zip(choice.values, choice.log_mass, strict=True)]
         else:
             rows = [fun(v) for v in choice.values]
@@ -214,7 +215,18 @@ class Expectation(Sum):
     def results(self, weights: Weights) -> dict[str, Any]:
         mass = np.exp(weights[0])
         scaled = jax.tree.map(lambda x: x * mass.reshape(-1, *[1] * (x.ndim - 1)), weights[1])
-        return {"statistics": scaled}
+        nothing = {a: np.zeros(len(mass)) for a in self.statistics}  # no run came there
+        return {"statistics": {**nothing, **scaled}}
+
+
+def _takes_mass(fun: Callable[..., Any]) -> bool:
+    """Tell whether a statistic has a second argument that must be given."""
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C do not say
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters) == 2
 
 
 def expectation(statistics: Mapping[str, Callable[..., Any]]) -> Expectation:
@@ -227,6 +239,8 @@ def expectation(statistics: Mapping[str, Callable[..., Any]]) -> Expectation:
 
     Args:
         statistics: by address, a function of one choice's value, or of the value and its log mass.
+            A site in a `vmap` or plate has one value, of all lanes; it is zero in the lanes that
+            did not take the site's branch.
 
     Source: Eisner (2002), expectation semirings.
     """

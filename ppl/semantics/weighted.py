@@ -70,8 +70,8 @@ class Trace:
         """Run the program again with some choices changed and the others as they are.
 
         **Meaning.** Nothing is drawn: value, weight and density are those of the new choices; the
-        density is -inf where they are impossible. Sites of branches that are newly taken keep the
-        placeholder they had, so a kernel that changes a branch should give their values too.
+        density is -inf where they are impossible. Sites of branches that are newly taken hold a
+        placeholder, zero, so a kernel that changes a branch should give their values too.
 
         Args:
             choices: a value of the site's full shape for each address to change.

@@ -10,6 +10,8 @@ Every array has an axis of worlds in front, of the number of worlds or of size o
 from __future__ import annotations
 
 import functools
+import math
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,7 +75,6 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "min": np.minimum,
     "pow": np.power,
     "atan2": np.arctan2,
-    "rem": np.fmod,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
@@ -234,10 +235,8 @@ def _by_jax(eqn: Any, arrays: Sequence[Any], worlds: int) -> list[np.ndarray]:
         outs = _compiled(_Whole(eqn), flags)(*[x[0] for x in arrays])
         return [_back(x)[None] for x in outs]
     size = padded(worlds)
-    grown = [
-        np.concatenate([x, np.broadcast_to(x[:1], (size - worlds, *x.shape[1:]))]) if flag else x[0]
-        for x, flag in zip(arrays, flags, strict=True)
-    ]
+    rows = np.minimum(np.arange(size), worlds - 1)
+    grown = [x[rows] if flag else x[0] for x, flag in zip(arrays, flags, strict=True)]
     return [_back(x)[:worlds] for x in _compiled(_Whole(eqn), flags)(*grown)]
 
 
@@ -304,6 +303,12 @@ def _div(params: Any, out: Any, x: Any, y: Any) -> Any:
     return np.where((x < 0) == (y < 0), q, -q)
 
 
+@_rule("rem")
+def _rem(params: Any, out: Any, x: Any, y: Any) -> Any:
+    x, y = (indexing.spread(a, 1 + len(out.shape)) for a in (x, y))
+    return NotImplemented if out.dtype.kind != "f" and np.any(y == 0) else np.fmod(x, y)
+
+
 @_rule("round")
 def _round(params: Any, out: Any, x: Any) -> Any:
     if int(params["rounding_method"]) == 1:  # to even
@@ -342,6 +347,8 @@ def _clamp(params: Any, out: Any, low: Any, x: Any, high: Any) -> Any:
 
 def _reduce(fun: Callable[..., Any]) -> Callable[..., Any]:
     def rule(params: Any, out: Any, x: Any, *rest: Any) -> Any:
+        if not math.prod(x.shape) and fun in (np.max, np.min):  # NumPy has no value for these
+            return NotImplemented
         return fun(x, axis=tuple(a + 1 for a in params["axes"]))
 
     return rule
@@ -368,4 +375,55 @@ def _cumulative(fun: Any) -> Callable[..., Any]:
 
 
 RULES.update({name: _cumulative(fun) for name, fun in _CUMULATIVE.items()})
+
+
+# Loops and branches without sites: what a program's density has where the program draws.
+
+#: A longer loop is worth compiling.
+_MOST_STEPS = 64
+
+
+@_rule("cond")
+def _cond(params: Any, out: Any, index: Any, *args: Any) -> Any:
+    branches = params["branches"]
+    which = np.clip(index.astype(int), 0, len(branches) - 1)
+    worlds = max(x.shape[0] for x in (index, *args))
+    parts, places = [], []
+    for b in np.unique(which):
+        rows = np.flatnonzero(which == b)
+        some = [x[rows] if x.shape[0] > 1 and len(which) > 1 else x for x in args]
+        count = len(rows) if len(which) > 1 else worlds
+        jaxpr, consts = _jax.open_jaxpr(branches[b])
+        parts.append(evaluate_jaxpr(jaxpr, consts, some, count))
+        places.append(rows)
+    if len(parts) == 1:
+        return list(parts[0])
+    return [_placed(outs, places, worlds) for outs in zip(*parts, strict=True)]
+
+
+def _placed(parts: Sequence[np.ndarray], places: Sequence[np.ndarray], worlds: int) -> np.ndarray:
+    whole = np.empty((worlds, *parts[0].shape[1:]), parts[0].dtype)
+    for part, rows in zip(parts, places, strict=True):
+        whole[rows] = part
+    return whole
+
+
+@_rule("scan")
+def _scan(params: Any, out: Any, *args: Any) -> Any:
+    length, (n, m) = params["length"], _jax.scan_sizes(types.SimpleNamespace(params=params))
+    if not 0 < length <= _MOST_STEPS:
+        return NotImplemented
+    consts, carry, xs = args[:n], list(args[n : n + m]), args[n + m :]
+    worlds = max((x.shape[0] for x in args), default=1)
+    jaxpr, held = _jax.open_jaxpr(params["jaxpr"])
+    rows = []
+    for t in reversed(range(length)) if params["reverse"] else range(length):
+        outs = evaluate_jaxpr(jaxpr, held, [*consts, *carry, *(x[:, t] for x in xs)], worlds)
+        carry = outs[:m]
+        rows.append(outs[m:])
+    rows = rows[::-1] if params["reverse"] else rows
+    stacked = [np.stack(np.broadcast_arrays(*column), axis=1) for column in zip(*rows, strict=True)]
+    return [*carry, *stacked]
+
+
 RULES.update(indexing.RULES)

@@ -13,14 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import _jax
-from ppl.distributions import describe
-from ppl.errors import DistributionError, UnsupportedError, at, message
-from ppl.finite import bare, finite_values, is_point
-from ppl.primitives import Site, factor, lanes, log_prob, presence, value_of, with_operand
-from ppl.semantics.worlds import arrays, quadrature
-
-# Masses of all values must add up to one within this: else a value is missing.
-_SLACK = 1e-3
+from ppl.finite import apart, bare, finite_values, flaws, is_point
+from ppl.primitives import Operands, Site, factor, lanes, log_prob, presence, value_of, with_operand
+from ppl.semantics.worlds import arrays, quadrature, refusals
 
 
 class Candidates(NamedTuple):
@@ -28,11 +23,13 @@ class Candidates(NamedTuple):
 
     `values` is (1 or worlds, value, 1 or element, *event); `log_mass` and `coarse` (under the
     coarser half of a quadrature rule) are (1 or worlds, value, element), -inf for what cannot be.
+    `there` tells of each (1 or worlds, element) whether the branch it stands in was taken.
     """
 
     values: np.ndarray
     log_mass: np.ndarray
     coarse: np.ndarray | None = None
+    there: np.ndarray | None = None
 
 
 def candidates(site: Site, leaves: Sequence[np.ndarray], worlds: int, nodes: int) -> Candidates:
@@ -44,7 +41,11 @@ def candidates(site: Site, leaves: Sequence[np.ndarray], worlds: int, nodes: int
         worlds: the number of worlds.
         nodes: the number of quadrature nodes of a continuous site; 0 for a finite one.
     """
-    coarse = None
+    coarse, site = None, _apart(site)
+    there = None
+    if site.operands(leaves).present is not None:
+        (there,) = _run(site, _present, leaves, worlds)
+        there = there.reshape(there.shape[0], 1, -1)
     if nodes:
         values, log_mass, coarse = _run(site, _quadrature(site, nodes), leaves, worlds)
         values = values.reshape(*values.shape[:2], -1)
@@ -59,19 +60,20 @@ def candidates(site: Site, leaves: Sequence[np.ndarray], worlds: int, nodes: int
         listed = finite_values(d, **where).astype(site.dtype)
         plain, log_mass = _run(site, _table, [*leaves, listed[None]], worlds)
         plain, log_mass = (x.reshape(*x.shape[:2], -1) for x in (plain, log_mass))
-        _refuse_incomplete(site, d, plain)
-        log_mass = np.where(_possible(plain), log_mass, -np.inf)
+        if np.any(np.isnan(plain)):
+            refusals.refuse_nan(site, leaves, np.isnan(plain))
+        refusals.refuse_incomplete(site, d, plain, there)
+        log_mass = np.where(plain > -np.inf, log_mass, -np.inf)
         values = listed[None, :, None]
     if np.any(np.isnan(log_mass)):
-        _refuse_nan(site, leaves)
-    if site.operands(leaves).present is not None:
-        (there,) = _run(site, _present, leaves, worlds)
-        there = there.reshape(there.shape[0], 1, -1)
-        # Where the site is not, there is one placeholder, and nothing to choose.
+        refusals.refuse_nan(site, leaves, np.isnan(log_mass))
+    if there is not None:
+        # Where the site is not, there is one placeholder, a zero, and nothing to choose.
         absent = np.where(np.arange(log_mass.shape[1]) == 0, 0.0, -np.inf)[None, :, None]
         log_mass = np.where(there, log_mass, absent)
         coarse = coarse if coarse is None else np.where(there, coarse, absent)
-    return Candidates(values, log_mass, coarse)
+        there = there[:, 0]
+    return Candidates(values, log_mass, coarse, there)
 
 
 def choose(
@@ -95,7 +97,7 @@ def choose(
         rows = np.zeros_like(parents) if shared else parents
         here, value = np.nonzero(possible[rows, :, e])
         if len(here) > most:
-            _refuse_many(site, len(here), most)
+            refusals.refuse_many(site, len(here), most)
         rows = rows[here]
         parents, picks = parents[here], picks[here]
         picks[:, e] = value
@@ -106,6 +108,9 @@ def choose(
     rows = np.zeros((len(parents), 1), int) if table.shape[0] == 1 else parents[:, None]
     element = np.zeros(count, int) if table.shape[2] == 1 else np.arange(count)
     values = table[rows, picks, element[None, :]]
+    if found.there is not None:
+        flags = found.there[parents if len(found.there) > 1 else np.zeros_like(parents)]
+        values = np.where(flags.reshape(*flags.shape, *[1] * (values.ndim - 2)), values, 0)
     shape = (len(parents), *site.sizes, *site.shape)
     return parents, values.reshape(shape).astype(site.dtype, copy=False), log_mass, coarse
 
@@ -113,8 +118,9 @@ def choose(
 def score(site: Site, leaves: Sequence[np.ndarray], worlds: int) -> np.ndarray:
     """Give what an observation or factor adds to each world's log mass."""
     (log_weight,) = _run(site, _observed if site.kind == "observed" else _factor, leaves, worlds)
-    if np.any(np.isnan(log_weight)) or np.any(log_weight == np.inf):
-        _refuse_nan(site, leaves)
+    bad = np.isnan(log_weight) | (log_weight == np.inf)
+    if np.any(bad):
+        refusals.refuse_nan(site, leaves, bad)
     return log_weight.astype(np.float64)
 
 
@@ -122,6 +128,23 @@ def observed_value(site: Site, leaves: Sequence[np.ndarray], worlds: int) -> np.
     """Give the value of an observed or deterministic site."""
     (value,) = _run(site, _value, leaves, worlds)
     return value
+
+
+_separate: weakref.WeakKeyDictionary[Site, Site | None] = weakref.WeakKeyDictionary()
+
+
+def _apart(site: Site) -> Site:
+    """Make event axes that only join independent elements batch axes again."""
+    if site not in _separate:
+        flat = list(range(site.tree.num_leaves))
+        operands = site.operands(flat)
+        assert operands.distribution is not None
+        d = apart(operands.distribution)
+        tree = jax.tree.structure(operands._replace(distribution=d))
+        depth = site.event_dim - operands.distribution.event_dim + d.event_dim
+        joined = d is not operands.distribution
+        _separate[site] = dataclasses.replace(site, tree=tree, event_dim=depth) if joined else None
+    return _separate[site] or site
 
 
 # --- What is traced, once for a site ------------------------------------------------------------
@@ -177,10 +200,22 @@ def _table(site: Site, leaves: Any) -> Any:
 
 def _both(site: Site, leaves: Any, value: Any) -> Any:
     scaled = log_prob(site, leaves, value)
-    if site.operands(leaves).scale is None:
-        return scaled, scaled
     plain, bare_leaves = with_operand(site, leaves, "scale", None, mapped=False)
-    return log_prob(plain, bare_leaves, value), scaled
+    return _weigh(plain, bare_leaves, value), scaled
+
+
+def _weigh(site: Site, leaves: Any, value: Any) -> Any:
+    """Give log masses: -inf and NaN also where the distribution's own formula hides them."""
+
+    def one(operands: Operands, value: Any) -> Any:
+        zero, wrong = flaws(operands.distribution, value)  # pyright: ignore[reportArgumentType]
+        counts = True if operands.scale is None else operands.scale != 0
+        here = counts & (True if operands.present is None else operands.present)
+        return zero & here, wrong & here
+
+    zero, wrong = lanes(site, one)(leaves, value)
+    log_mass = jnp.where(zero, -jnp.inf, log_prob(site, leaves, value))
+    return jnp.where(wrong, jnp.nan, log_mass)
 
 
 def _point(site: Site, leaves: Any) -> Any:
@@ -232,7 +267,7 @@ def _present(site: Site, leaves: Any) -> Any:
 
 
 def _observed(site: Site, leaves: Any) -> Any:
-    return jnp.sum(log_prob(site, leaves, value_of(site, leaves)))
+    return jnp.sum(_weigh(site, leaves, value_of(site, leaves)))
 
 
 def _factor(site: Site, leaves: Any) -> Any:
@@ -247,59 +282,3 @@ def _elements(site: Site, values: np.ndarray) -> np.ndarray:
     """Lay values of shape (world, value, *sizes, *batch, *event) out by element."""
     event = site.shape[len(site.shape) - site.event_dim :]
     return values.reshape(*values.shape[:2], -1, *event) if math.prod(values.shape) else values
-
-
-def _possible(log_mass: np.ndarray) -> np.ndarray:
-    """Tell which values have positive probability.
-
-    NumPyro moves a probability of zero up to the smallest normal number; zero is what was said.
-    """
-    least = np.log(np.finfo(log_mass.dtype).tiny)
-    return (log_mass > -np.inf) & (np.abs(log_mass - least) > 1e-6 * np.abs(least))
-
-
-# --- Refusals -----------------------------------------------------------------------------------
-
-
-def _refuse_incomplete(site: Site, d: Any, plain: np.ndarray) -> None:
-    """Raise unless the listed values carry all the mass of the distribution."""
-    mass = np.sum(np.exp(plain), axis=1)
-    here = np.abs(mass - 1) > _SLACK
-    if site.operands([None] * site.tree.num_leaves).present is None and np.any(here):
-        raise DistributionError(
-            message(
-                f"enumerate got {describe(d)} at {at(site.address, site.source)} whose values have "
-                f"total probability {float(mass[here].flat[0]):.6g}",
-                needs="probabilities that sum to one",
-                why="the measure would not be that of the program",
-                fix="normalise the parameters, for example probs / probs.sum(-1, keepdims=True)",
-            )
-        )
-
-
-def _refuse_nan(site: Site, leaves: Sequence[np.ndarray]) -> None:
-    operands = dataclasses.replace(site, batch=()).operands(leaves)
-    d = operands.distribution
-    shown = [np.array2string(np.asarray(x[0]), threshold=6, precision=4) for x in leaves[:4]]
-    what = "a factor" if d is None else describe(d)
-    raise DistributionError(
-        message(
-            f"enumerate got {what} at {at(site.address, site.source)} whose log weight is NaN or "
-            f"+inf; operands in one world: {'; '.join(shown)}",
-            needs="parameters inside their domain in every world of positive mass",
-            why="no measure has such a mass",
-            fix="guard the parameters with jnp.where, or rule the world out with a factor of -inf",
-        )
-    )
-
-
-def _refuse_many(site: Site, count: int, most: int) -> None:
-    raise UnsupportedError(
-        message(
-            f"enumerate came to {count} worlds at {at(site.address, site.source)}",
-            needs=f"at most max_worlds={most} at a time",
-            why="each combination of values that later statements can tell apart is a world",
-            fix=f"ppl.enumerate(program, max_worlds={4 * most}), return less of the history, or "
-            "ppl.marginalize for plates of independent members",
-        )
-    )

@@ -58,6 +58,8 @@ class Evaluator:
     ):
         self.semiring, self.quadrature, self.tolerance = semiring, quadrature, tolerance
         self.max_worlds, self.max_iterations = max_worlds, max_iterations
+        # Quadrature nodes may be tiny, and yet differ in what matters: their logarithms.
+        self.floor = 0.0 if quadrature else 1.0
         self.path: list[int] = []
         #: Whether worlds have split since they were last joined.
         self.split = False
@@ -125,7 +127,7 @@ class Evaluator:
             return state, list(arrays)
         self.split = False
         columns = [*state.held, *(x for x in arrays if x is not None and x.shape[0] > 1)]
-        groups = grouping.group(columns, state.worlds, self.tolerance)
+        groups = grouping.group(columns, state.worlds, self.tolerance, self.floor)
         if groups.number == state.worlds:
             return state, list(arrays)
         weights = self.semiring.join(state.weights, groups)
@@ -140,7 +142,7 @@ class Evaluator:
     ) -> tuple[State, list[Any], Arrays]:
         """Run a region while `keep` is held: what differs between worlds becomes one number."""
         varied = [k for k, x in enumerate(keep) if x.shape[0] > 1]
-        groups = grouping.group([keep[k] for k in varied], state.worlds, self.tolerance)
+        groups = grouping.group([keep[k] for k in varied], state.worlds, self.tolerance, self.floor)
         table = {k: keep[k][groups.first] for k in varied}
         kept = [table.get(k, x) for k, x in enumerate(keep)]
         if groups.number <= 1:
@@ -266,13 +268,15 @@ class Evaluator:
             args, hold = [*fixed, *carry, *rows], [*fixed, *xs]
             here = [k for k, x in enumerate(hold) if x is not None]
             self.path.append(t)
-            # The history so far is one number for each world: a row of `ys`.
-            state, outs, back = self.holding(
-                state,
-                [*keep, *(hold[k] for k in here), history],
-                lambda state, args=args: self.region(state, jaxpr, consts, args, inside),
-            )
-            self.path.pop()
+            try:
+                # The history so far is one number for each world: a row of `ys`.
+                state, outs, back = self.holding(
+                    state,
+                    [*keep, *(hold[k] for k in here), history],
+                    lambda state, args=args: self.region(state, jaxpr, consts, args, inside),
+                )
+            finally:  # a branch around the loop may turn out impossible
+                self.path.pop()
             keep, back, history = back[: len(keep)], back[len(keep) : -1], back[-1]
             for k, x in zip(here, back, strict=True):
                 hold[k] = x
@@ -280,13 +284,18 @@ class Evaluator:
             varied = [x for x in new if x is not None]
             if varied:
                 history = np.broadcast_to(history, (state.worlds,))
-                state, ys, history = _append(state, ys, new, history)
+                state, ys, history = _append(state, ys, new, history, self.tolerance, self.floor)
             state, both = self.join(state, [*carry, history, *keep, *(hold[k] for k in here)])
             carry, history, rest = both[:m], both[m], both[m + 1 :]
             keep = rest[: len(keep)]
             for k, x in zip(here, rest[len(keep) :], strict=True):
                 hold[k] = x
             fixed, xs = hold[:n], hold[n:]
+        if not params["length"]:
+            ys = [
+                np.zeros((1, *v.aval.shape), v.aval.dtype) if w else None
+                for v, w in zip(eqn.outvars[m:], inside[m:], strict=True)
+            ]
         stacked = [self._history(y, history, params["reverse"]) for y in ys]
         return state, [*carry, *stacked], keep
 
@@ -312,11 +321,16 @@ class Evaluator:
             for _ in range(self.max_iterations + 1):
                 both = [*fixed, *carry]
                 args = [*fixed[:n], *carry]
-                state, (go,), both = self.holding(
-                    state,
-                    both,
-                    lambda state, args=args: self.region(state, test, test_consts, args, [True]),
-                )
+                try:
+                    state, (go,), both = self.holding(
+                        state,
+                        both,
+                        lambda state, args=args: self.region(
+                            state, test, test_consts, args, [True]
+                        ),
+                    )
+                except ImpossibleError:
+                    return self.join(*self._together(done))
                 go = np.broadcast_to(go, (state.worlds,))
                 fixed, carry = both[: n + m], both[n + m :]
                 out, on = np.flatnonzero(~go), np.flatnonzero(go)
@@ -344,11 +358,16 @@ class Evaluator:
 
 
 def _append(
-    state: State, ys: list[Any], new: list[Any], history: np.ndarray
+    state: State,
+    ys: list[Any],
+    new: list[Any],
+    history: np.ndarray,
+    tolerance: float | None,
+    floor: float,
 ) -> tuple[State, list[Any], np.ndarray]:
     """Add a row to each world's history; equal histories share one."""
     columns = [x for x in new if x is not None and x.shape[0] > 1]
-    groups = grouping.group([history, *columns], state.worlds)
+    groups = grouping.group([history, *columns], state.worlds, tolerance, floor)
     old = history[groups.first]
     grown = []
     for y, x in zip(ys, new, strict=True):

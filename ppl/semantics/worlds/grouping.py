@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,19 +29,25 @@ class Groups(NamedTuple):
         return len(self.first)
 
 
-def group(columns: Sequence[Any], rows: int, tolerance: float | None = None) -> Groups:
+def group(
+    columns: Sequence[Any], rows: int, tolerance: float | None = None, floor: float = 1.0
+) -> Groups:
     """Group rows that agree in every column.
 
     Args:
         columns: arrays of shape (rows, ...).
         rows: their number.
         tolerance: for floats, absolute and relative; None for the default of their precision.
+        floor: the tolerance is relative to a magnitude of at least this.
     """
     codes, span = np.zeros(rows, np.int64), 1
+    if not rows:
+        return Groups(codes, codes)
     for column in columns:
-        flat = plain(column).reshape(rows, -1)
+        numbers = plain(column)
+        flat = numbers.reshape(rows, math.prod(numbers.shape[1:]))  # -1 fails without rows
         for k in range(flat.shape[1]):
-            new, size = _codes(flat[:, k], tolerance)
+            new, size = _codes(flat[:, k], tolerance, floor)
             if size == 1:
                 continue
             if span * size > _MOST_CODES:
@@ -62,12 +69,12 @@ def plain(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def _codes(x: np.ndarray, tolerance: float | None) -> tuple[np.ndarray, int]:
+def _codes(x: np.ndarray, tolerance: float | None, floor: float) -> tuple[np.ndarray, int]:
     """Number the values of a column in increasing order, or nearly: equal values equal numbers."""
     if not len(x):
         return np.zeros(0, np.int64), 1
     if x.dtype.kind == "c":
-        one, two = _codes(np.real(x), tolerance), _codes(np.imag(x), tolerance)
+        one, two = (_codes(part, tolerance, floor) for part in (np.real(x), np.imag(x)))
         return one[0] * two[1] + two[0], one[1] * two[1]
     if x.dtype.kind in "biu":
         low, high = int(x.min()), int(x.max())
@@ -82,9 +89,8 @@ def _codes(x: np.ndarray, tolerance: float | None) -> tuple[np.ndarray, int]:
         return np.zeros(len(x), np.int64), 1
     order = np.argsort(x, kind="stable")
     ordered = x[order]
-    with np.errstate(invalid="ignore"):  # inf - inf
-        step = np.diff(ordered)
-    near = step <= tolerance * np.maximum(1.0, np.abs(ordered[1:]))
+    with np.errstate(all="ignore"):  # inf - inf, 0 * inf
+        near = np.diff(ordered) <= tolerance * np.maximum(floor, np.abs(ordered[1:]))
     near |= ordered[1:] == ordered[:-1]
     near &= np.isfinite(ordered[1:]) | (ordered[1:] == ordered[:-1])
     near |= np.isnan(ordered[1:]) & np.isnan(ordered[:-1])
@@ -100,6 +106,19 @@ def total(log_masses: np.ndarray, groups: Groups) -> np.ndarray:
     parts = np.bincount(groups.codes, np.exp(log_masses - safe[groups.codes]), groups.number)
     with np.errstate(divide="ignore"):
         return np.log(parts) + safe
+
+
+def total_of(log_masses: np.ndarray, codes: np.ndarray, number: int) -> np.ndarray:
+    """Add up masses by group, in nats, where some groups may have no member."""
+    top = max(float(np.max(log_masses)), -1e300)
+    with np.errstate(divide="ignore"):
+        return np.log(np.bincount(codes, np.exp(log_masses - top), number)) + top
+
+
+def log_sum_exp(x: np.ndarray) -> float:
+    """Add up masses, in nats."""
+    top = float(np.max(x, initial=-np.inf))
+    return top + math.log(float(np.sum(np.exp(x - top)))) if math.isfinite(top) else top
 
 
 def largest(values: np.ndarray, groups: Groups) -> np.ndarray:
