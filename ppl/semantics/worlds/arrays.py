@@ -105,51 +105,91 @@ _CUMULATIVE: dict[str, Any] = {
 
 
 class Code:
-    """Equations without effects as a list of NumPy calls; operations that wrap are inlined.
+    """Equations without effects as a list of NumPy calls, for all worlds.
 
-    Called with arrays for the variables `ins` it gives those of `outs`.
+    Operations that only wrap others are inlined, what follows from constants is computed once, what
+    is computed twice or for nobody is left out. Called with arrays for the variables `ins` it gives
+    those of `outs`.
     """
 
-    def __init__(self, eqns: Sequence[Any], ins: Sequence[Any], outs: Sequence[Any]):
+    def __init__(
+        self,
+        eqns: Sequence[Any],
+        ins: Sequence[Any],
+        outs: Sequence[Any],
+        known: Mapping[Any, Any] | None = None,
+    ):
         self._template: list[Any] = []
-        self._calls: list[tuple[Callable[..., list[Any]], list[int], list[int]]] = []
+        self._calls: list[_Call] = []
+        self._seen: dict[Hashable, list[int]] = {}
         slots = {v: self._slot() for v in ins}
         self._ins = len(slots)
+        slots.update((v, self._constant(lifted(c))) for v, c in (known or {}).items())
         self._emit(eqns, slots)
         self._outs = [self._place(v, slots) for v in outs]
-        self._free = self._last_uses()
+        self._free = self._prune()
 
     def _slot(self, value: Any = None) -> int:
         self._template.append(value)
         return len(self._template) - 1
 
+    def _constant(self, value: Any) -> int:
+        if not isinstance(value, np.ndarray) or value.nbytes > _SMALL:
+            return self._slot(value)
+        key = (value.dtype, value.shape, value.tobytes())
+        if key not in self._seen:
+            self._seen[key] = [self._slot(value)]
+        return self._seen[key][0]
+
     def _place(self, atom: Any, slots: dict[Any, int]) -> int:
-        return self._slot(lifted(atom.val)) if isinstance(atom, _jax.Literal) else slots[atom]
+        return self._constant(lifted(atom.val)) if isinstance(atom, _jax.Literal) else slots[atom]
 
     def _emit(self, eqns: Sequence[Any], slots: dict[Any, int]) -> None:
         for eqn in eqns:
             args = [self._place(v, slots) for v in eqn.invars]
             inner = inlined(eqn)
             if inner is None:
-                outs = [self._slot() for _ in eqn.outvars]
-                self._calls.append((_call(eqn), args, outs))
+                outs = self._outputs(eqn, args)
             else:
                 jaxpr, consts = _jax.open_jaxpr(inner)
                 below = dict(zip(jaxpr.invars, args, strict=True))
                 held = zip(jaxpr.constvars, consts, strict=True)
-                below.update((v, self._slot(lifted(c))) for v, c in held)
+                below.update((v, self._constant(lifted(c))) for v, c in held)
                 self._emit(jaxpr.eqns, below)
                 outs = [self._place(v, below) for v in jaxpr.outvars]
             slots.update(zip(eqn.outvars, outs, strict=True))
 
-    def _last_uses(self) -> list[list[int]]:
-        """List, for each call, what no later one needs: worlds can be many."""
-        kept = {*self._outs, *(k for k, x in enumerate(self._template) if x is not None)}
-        free: list[list[int]] = []
-        for _, args, outs in reversed(self._calls):
-            here = {k for k in (*args, *outs) if k not in kept}
-            free.append(sorted(here))
-            kept |= here
+    def _outputs(self, eqn: Any, args: list[int]) -> list[int]:
+        """Give the slots of an equation's results, which may be there already."""
+        key = _key(eqn, args)
+        if key is not None and key in self._seen:
+            return self._seen[key]
+        native, fun = _call(eqn)
+        values = [self._template[k] for k in args]
+        small = sum(math.prod(v.aval.shape) for v in eqn.outvars) <= _SMALL
+        if native and small and not any(x is None for x in values):
+            with np.errstate(all="ignore"):
+                outs = [self._constant(x) for x in fun(values, 1)]
+        else:
+            outs = [self._slot() for _ in eqn.outvars]
+            self._calls.append((fun, args, outs))
+        if key is not None:
+            self._seen[key] = outs
+        return outs
+
+    def _prune(self) -> list[list[int]]:
+        """Drop calls that nobody needs; list, for each call, what no later one needs."""
+        constant = {k for k, x in enumerate(self._template) if x is not None}
+        needed = set(self._outs)
+        calls, free = [], []
+        for fun, args, outs in reversed(self._calls):
+            if not needed & set(outs):
+                continue
+            last = {k for k in (*args, *outs) if k not in needed and k not in constant}
+            calls.append((fun, args, outs))
+            free.append(sorted(last))
+            needed.update(args, outs)
+        self._calls = calls[::-1]
         return free[::-1]
 
     def __call__(self, arrays: Sequence[np.ndarray], worlds: int) -> list[np.ndarray]:
@@ -165,25 +205,42 @@ class Code:
         return [env[k] for k in self._outs]
 
 
+_Call = tuple[Callable[[list[Any], int], list[Any]], list[int], list[int]]
+
+#: Constants up to so many bytes, or numbers, are compared and computed ahead.
+_SMALL = 4096
+
 _codes: weakref.WeakKeyDictionary[Any, Code] = weakref.WeakKeyDictionary()
 
 
 def evaluate_jaxpr(
     jaxpr: Any, consts: Sequence[Any], arrays: Sequence[np.ndarray], worlds: int
 ) -> list[np.ndarray]:
-    """Run a whole jaxpr without effects."""
+    """Run a whole jaxpr without effects; it always comes with the same constants."""
     if jaxpr not in _codes:
-        _codes[jaxpr] = Code(jaxpr.eqns, [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars)
-    return _codes[jaxpr]([*map(lifted, consts), *arrays], worlds)
+        known = dict(zip(jaxpr.constvars, consts, strict=True))
+        _codes[jaxpr] = Code(jaxpr.eqns, jaxpr.invars, jaxpr.outvars, known)
+    return _codes[jaxpr](arrays, worlds)
 
 
-def _call(eqn: Any) -> Callable[[list[Any], int], list[Any]]:
-    """Give an equation as a function of arrays and the number of worlds."""
+def _key(eqn: Any, args: list[int]) -> Hashable:
+    """Tell equations that compute the same apart from others; None where that is not known."""
+    key = (eqn.primitive, tuple(sorted(eqn.params.items(), key=lambda p: p[0])), tuple(args))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _call(eqn: Any) -> tuple[bool, Callable[[list[Any], int], list[Any]]]:
+    """Give an equation as a function of arrays and the number of worlds; tell if it has a rule."""
     rule, params = RULES.get(eqn.primitive.name), eqn.params
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
-    if rule is None or not all(map(_native, avals)):
-        return lambda arrays, worlds: _by_jax(eqn, arrays, worlds)
-    out, dtypes = eqn.outvars[0].aval, [v.aval.dtype for v in eqn.outvars]
+    if rule is None or not eqn.outvars or not all(map(_native, avals)):
+        return False, lambda arrays, worlds: _by_jax(eqn, arrays, worlds)
+    out = eqn.outvars[0].aval
+    dtypes = [v.aval.dtype for v in eqn.outvars]
 
     def run(arrays: list[Any], worlds: int) -> list[Any]:
         result = rule(params, out, *arrays)
@@ -192,7 +249,7 @@ def _call(eqn: Any) -> Callable[[list[Any], int], list[Any]]:
         results = result if isinstance(result, list) else [result]
         return [x if x.dtype == d else x.astype(d) for x, d in zip(results, dtypes, strict=True)]
 
-    return run
+    return True, run
 
 
 def lifted(x: Any) -> np.ndarray:

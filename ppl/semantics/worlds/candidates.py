@@ -58,7 +58,7 @@ def candidates(site: Site, leaves: Sequence[np.ndarray], worlds: int, nodes: int
         d: Any = site.operands(leaves).distribution
         where = {"operation": "enumerate", "address": site.address, "source": site.source}
         listed = finite_values(d, **where).astype(site.dtype)
-        plain, log_mass = _run(site, _table, [*leaves, listed[None]], worlds)
+        plain, log_mass = _run(site, _tabled(listed), leaves, worlds)
         plain, log_mass = (x.reshape(*x.shape[:2], -1) for x in (plain, log_mass))
         if np.any(np.isnan(plain)):
             refusals.refuse_nan(site, leaves, np.isnan(plain))
@@ -187,18 +187,33 @@ def _traced(site: Site, fun: Callable[..., Any], avals: Any) -> Any:
     )
 
 
-def _table(site: Site, leaves: Any) -> Any:
-    """Tabulate log masses of listed values: plain, and as the site scales them."""
-    *leaves, listed = leaves
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A function of a site, compared by the values it lists."""
 
-    def one(value: Any) -> Any:
-        full = jnp.broadcast_to(value, (*site.sizes, *site.shape))
-        return _both(site, leaves, full)
+    shape: tuple[int, ...]
+    dtype: Any
+    content: bytes
 
-    return jax.vmap(one)(listed)
+    def __call__(self, site: Site, leaves: Any) -> Any:
+        """Tabulate log masses of the values: plain, and as the site scales them."""
+        listed = np.frombuffer(self.content, self.dtype).reshape(self.shape)
+
+        def one(value: Any) -> Any:
+            full = jnp.broadcast_to(value, (*site.sizes, *site.shape))
+            return _both(site, leaves, full)
+
+        return jax.vmap(one)(listed)
+
+
+def _tabled(listed: np.ndarray) -> _Table:
+    return _Table(listed.shape, listed.dtype, listed.tobytes())
 
 
 def _both(site: Site, leaves: Any, value: Any) -> Any:
+    if site.operands(leaves).scale is None:
+        log_mass = _weigh(site, leaves, value)
+        return log_mass, log_mass
     scaled = log_prob(site, leaves, value)
     plain, bare_leaves = with_operand(site, leaves, "scale", None, mapped=False)
     return _weigh(plain, bare_leaves, value), scaled
