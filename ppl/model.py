@@ -36,7 +36,7 @@ class Model:
                     fix="write @ppl.model above a def",
                 )
             )
-        functools.update_wrapper(self, fun)
+        functools.update_wrapper(self, fun, updated=())  # not over our own attributes
         self.__wrapped_model__, self._bound = fun, bound
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -180,12 +180,16 @@ class Program:
 def require_program(operation: str, program: Any) -> Program:
     """Give the program, or say how to make one."""
     if not isinstance(program, Program):
+        inside = current_context().inside
+        why = "a Model becomes a program when it is called with its arguments"
         raise ArgumentError(
             message(
                 f"{operation} got {type(program).__name__}",
                 needs="a Program",
-                why="a Model becomes a program when it is called with its arguments",
-                fix=f"ppl.{operation}(model(data), ...)",
+                why="inside a model a call of a Model makes it part of that model"
+                if inside
+                else why,
+                fix=f"ppl.{operation}({'model.program' if inside else 'model'}(data), ...)",
             )
         )
     return program

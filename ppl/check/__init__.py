@@ -2,7 +2,7 @@
 
 from ppl.check.calibration import sbc
 from ppl.check.coverage import tarp
-from ppl.check.exact import invariant, preserves, reversible, unbiased
+from ppl.check.exact import equal, invariant, preserves, reversible, unbiased
 from ppl.check.geweke import geweke
 from ppl.check.means import same_mean
 from ppl.check.programs import programs, source
@@ -13,6 +13,7 @@ from ppl.check.statistical import same_measure
 __all__ = [
     "CheckFailed",
     "Report",
+    "equal",
     "geweke",
     "invariant",
     "preserves",

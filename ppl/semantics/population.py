@@ -49,7 +49,7 @@ class Population:
     values: PyTree
     log_weights: Float[Array, " particles"]
     log_evidence: Scalar
-    choices: Choices
+    choices: Choices = dataclasses.field(default_factory=dict)
     program: Program | None = None
     log_evidence_se: Scalar | None = None
     present: dict[str, Array] = dataclasses.field(default_factory=dict)

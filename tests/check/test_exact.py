@@ -185,6 +185,31 @@ def test_quadrature_makes_a_continuous_program_exact():
     assert report.false_alarm == 0
 
 
+def test_too_few_nodes_decide_nothing():
+    @ppl.kernel
+    def independent(trace):
+        new = trace.with_choices({"p": ppl.sample("new", dist.Beta(2.0, 3.0))})
+        old, size = trace.choices["p"], new.choices["p"]
+        back = dist.Beta(2.0, 3.0).log_prob(old) - dist.Beta(2.0, 3.0).log_prob(size)
+        ratio = jnp.exp(jnp.minimum(0.0, new.log_density - trace.log_density + back))
+        return ppl.choose(ppl.sample("accept", dist.Bernoulli(ratio)) == 1, new, trace)
+
+    def check(nodes):
+        rules = {"p": nodes, "kernel/new": nodes}
+        return ppl.check.invariant(independent, zoo.beta_binomial(3), quadrature=rules)
+
+    assert check(8).verdict == "undecided"
+    assert "use more nodes" in check(8).notes[0]
+    assert check(48).passed
+
+
+def test_two_programs_may_be_equal():
+    assert ppl.check.equal(zoo.two_coins(), zoo.two_coins()).passed
+    report = ppl.check.equal(zoo.two_coins(), ppl.mask(zoo.two_coins(), False))
+    assert report.verdict == "failed"
+
+
+@pytest.mark.slow
 def test_a_continuous_program_is_compared_by_draws():
     # False alarm 1e-6, as the report says.
     program = zoo.branching()
@@ -230,6 +255,7 @@ def test_a_density_that_is_not_brought_up_to_date_fails():
     report = ppl.check.invariant(stale, zoo.two_coins())
     assert report.verdict == "failed"
     assert "trace up to date = False" in str(report)
+    assert "trace up to date = True" not in str(report)
 
 
 def test_a_move_between_branches_needs_the_ratio_of_the_proposals():
