@@ -21,12 +21,15 @@ from ppl.semantics.enumerated import enumerate
 from ppl.semantics.extract import extract
 from ppl.semantics.handlers import condition, do, mask, replay, scale, unobserve
 from ppl.semantics.kernel import Kernel, choose, kernel
+from ppl.semantics.marginal import marginalize
 from ppl.semantics.measure import FiniteMeasure
 from ppl.semantics.population import Population
 from ppl.semantics.predictive import posterior_predictive, prior_predictive
+from ppl.semantics.recover import recover
 from ppl.semantics.reparam import NonCentred, Untransformed, reparam
 from ppl.semantics.run import run
 from ppl.semantics.semirings import expectation
+from ppl.semantics.suspension import Suspended, suspend
 from ppl.semantics.unconstrained import Unconstrained, unconstrain
 from ppl.semantics.weighted import Trace, Weighted, trace, trace_of, traced, weighted
 from ppl.statements import deterministic, factor, plate, sample, scope
@@ -52,6 +55,7 @@ __all__ = [
     "PPLError",
     "Population",
     "Program",
+    "Suspended",
     "Trace",
     "Unconstrained",
     "Untransformed",
@@ -71,18 +75,21 @@ __all__ = [
     "kernel",
     "kernels",
     "log_density",
+    "marginalize",
     "mask",
     "mcmc",
     "model",
     "plate",
     "posterior_predictive",
     "prior_predictive",
+    "recover",
     "reparam",
     "replay",
     "run",
     "sample",
     "scale",
     "scope",
+    "suspend",
     "trace",
     "trace_of",
     "traced",

@@ -170,7 +170,7 @@ def bind_equation(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
+def scan_sizes(eqn: Any) -> tuple[int, int]:
     """Give the numbers of constants and of carried values among a scan's operands."""
     if "ft_in" in eqn.params:  # JAX 0.12 and later
         consts, carry, _ = eqn.params["ft_in"].unpack()

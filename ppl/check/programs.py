@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ppl.check import _reading
-from ppl.check._control import text
-from ppl.check._drawing import CONTINUOUS, CONTROL_FLOW, FINITE, Options
-from ppl.check._grammar import Text
-from ppl.check._printing import source_of
+from ppl.check.grammar import reading
+from ppl.check.grammar.control import text
+from ppl.check.grammar.drawing import CONTINUOUS, CONTROL_FLOW, FINITE, Options
+from ppl.check.grammar.printing import source_of
+from ppl.check.grammar.syntax import Text
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.program import Program, require_program
 from ppl.results._names import require
@@ -98,7 +98,7 @@ def programs(
 
         found = text(pick, options)
         if checked:
-            require("hypothesis", "check.programs").assume(_reading.possible(found))
+            require("hypothesis", "check.programs").assume(reading.possible(found))
         made = program_of(found)
         _note(source(made))
         return made

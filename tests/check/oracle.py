@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl.check import _reading
+from ppl.check.grammar import reading
 from ppl.check.programs import text_of
 from ppl.interpreter.placed import placed_sites
 from ppl.program import Program
@@ -70,7 +70,7 @@ def brute_force(program: Program, *, widest: int = 4, most: int = 2**17) -> dict
 
 def read(program: Program) -> dict[tuple, float]:
     """Give the masses of a finite program drawn by `ppl.check.programs`, read off its text."""
-    return _reading.masses(text_of(program))
+    return reading.masses(text_of(program))
 
 
 def distance(one: dict[tuple, float], other: dict[tuple, float]) -> float:

@@ -14,8 +14,8 @@ import pytest
 
 import ppl
 import ppl.distributions as dist
-from ppl.check import _grammar as grammar
-from ppl.check import _reading
+from ppl.check.grammar import reading
+from ppl.check.grammar import syntax as grammar
 from ppl.check.programs import programs, source, text_of
 from ppl.errors import ArgumentError, ResultError
 from tests.check.oracle import brute_force, combinations, distance, read
@@ -164,7 +164,7 @@ def test_every_construct_occurs_and_worlds_are_bounded():
         seen.update(found)
         for name in found & WANTED:
             hypothesis.event(name)
-        worlds.append(sum(1 for _ in _reading.runs(text_of(program))))
+        worlds.append(sum(1 for _ in reading.runs(text_of(program))))
 
     collect()
     assert len(worlds) >= 300
@@ -194,7 +194,7 @@ def test_the_number_of_worlds_is_bounded(bound):
     @few
     @hypothesis.given(programs(max_worlds=bound))
     def check(program):
-        assert sum(1 for _ in _reading.runs(text_of(program))) <= bound
+        assert sum(1 for _ in reading.runs(text_of(program))) <= bound
 
     check()
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ppl.check._grammar import (
+from ppl.check.grammar.syntax import (
     Block,
     Cond,
     Draw,

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ppl.check import _laws
-from ppl.check._grammar import (
+from ppl.check.grammar import laws
+from ppl.check.grammar.syntax import (
     Block,
     Draw,
     Expr,
@@ -49,7 +49,7 @@ class Options:
     @property
     def smallest(self) -> int:
         """How many worlds a latent site needs at the least; a continuous one does not count."""
-        sizes = [_laws.SIZES.get(f, 1) for f in self.distributions]
+        sizes = [laws.SIZES.get(f, 1) for f in self.distributions]
         return min(sizes, default=1)
 
 
@@ -186,7 +186,7 @@ def _ready(d: Drawing, place: Place, name: str) -> tuple[bool, Makes]:
 
 def latent(d: Drawing, place: Place, *, real: bool = False) -> Made:
     """Draw a latent site, at a new address or at one of an exclusive branch."""
-    law = _laws.law(d, place, real=real)
+    law = laws.law(d, place, real=real)
     name = d.fresh("r" if law.kind != "int" else "x")
     free = [a for a in place.shared if law.kind == "int" and a not in d.reused]
     address = d.pick((name, *free * 3))
@@ -206,18 +206,18 @@ def _power(size: int, exponent: int | None) -> int:
 
 def observed(d: Drawing, place: Place) -> Made:
     """Draw an observation."""
-    law, value = _laws.observation(d, place)
+    law, value = laws.observation(d, place)
     d.scored = True
     return Observe(d.fresh("y"), law, value), place.env, 1
 
 
 def _factor(d: Drawing, place: Place) -> Made:
     d.scored = True
-    return Factor(d.fresh("f"), _laws.log_weight(d, place.env)), place.env, 1
+    return Factor(d.fresh("f"), laws.log_weight(d, place.env)), place.env, 1
 
 
 def _record(d: Drawing, place: Place) -> Made:
-    value = _laws.integer(d, place.env, local=place.in_plate is not None, computed=True)
+    value = laws.integer(d, place.env, local=place.in_plate is not None, computed=True)
     name = Name(d.fresh("d"), value.size, None, place.in_plate is not None)
     return Record(name, value), (*place.env, name), 1
 
@@ -230,8 +230,8 @@ def value_for(d: Drawing, local: Env, outer: Env, kind: Kind, most: int = 9) -> 
     named = [n for n in local if n.size <= most and (n.kind == "int") == (kind == "int")]
     env = d.pick((local, local, local, (*local, *outer))) if named else (*local, *outer)
     if kind == "int":
-        return _laws.integer(d, env, most=most, numbers=False)
-    return _laws.real(d, env, named=True)
+        return laws.integer(d, env, most=most, numbers=False)
+    return laws.real(d, env, named=True)
 
 
 def function_body(

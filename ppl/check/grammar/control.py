@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ppl.check import _laws
-from ppl.check._drawing import (
+from ppl.check.grammar import laws
+from ppl.check.grammar.drawing import (
     Drawing,
     Made,
     Makes,
@@ -24,7 +24,7 @@ from ppl.check._drawing import (
     some_statements,
     value_for,
 )
-from ppl.check._grammar import (
+from ppl.check.grammar.syntax import (
     Block,
     Cond,
     Draw,
@@ -97,7 +97,7 @@ def _vmap(d: Drawing, place: Place) -> Made:
 def _scan(d: Drawing, place: Place) -> Made:
     kind, (over, argument, count) = _kind(d), _over(d, place)
     function = d.fresh("step")
-    initial = _laws.integer(d, place.env, most=3) if kind == "int" else Number(0.0)
+    initial = laws.integer(d, place.env, most=3) if kind == "int" else Number(0.0)
     size = max(initial.size, d.pick((2, 3)))
     carry = _result(d.fresh("c"), kind, size)
     lane = argument if over is None else None
@@ -143,7 +143,7 @@ def _branches(
 
 def _cond(d: Drawing, place: Place) -> Made:
     kind, functions = _kind(d), (d.fresh("then"), d.fresh("otherwise"))
-    of, against = _laws.test(d, place.env)
+    of, against = laws.test(d, place.env)
     blocks, used, size = _branches(d, place, 2, kind)
     name = _result(d.fresh("x" if kind == "int" else "r"), kind, size)
     cond = Cond(name, functions, of, against, (blocks[0], blocks[1]))
@@ -172,7 +172,7 @@ def _wrap(wrapper: str) -> Makes:
 
 def _submodel(d: Drawing, place: Place) -> Made:
     function, kind = d.fresh("shared"), _kind(d)
-    first = _laws.integer(d, place.env, most=3)
+    first = laws.integer(d, place.env, most=3)
     argument = Name(d.fresh("a"), max(first.size, d.pick((2, 3))))
     d.copies *= 2
     inner = Place((argument,), root(place.worlds, 2), place.depth - 1)
@@ -180,7 +180,7 @@ def _submodel(d: Drawing, place: Place) -> Made:
     d.copies //= 2
     prefix = "x" if kind == "int" else "r"
     one, two = (_result(d.fresh(prefix), kind, body.result.size) for _ in range(2))
-    inputs = (first, _laws.integer(d, (one, *place.env), most=argument.size))
+    inputs = (first, laws.integer(d, (one, *place.env), most=argument.size))
     scopes = (d.fresh("s"), d.fresh("s"))
     call = Submodel((one, two), scopes, function, argument, inputs, body)
     return call, (*place.env, one, two), used**2
@@ -215,5 +215,5 @@ def text(pick: Callable[[Sequence[Any]], Any], options: Options) -> Text:
     count = 1 if form == "one" else d.pick((1, 2, 3))
     results: list[Expr] = []
     for _ in range(count):
-        results.append(_laws.returned(d, [n for n in env if n not in results]))
+        results.append(laws.returned(d, [n for n in env if n not in results]))
     return Text(statements, tuple(results), form)

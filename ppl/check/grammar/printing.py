@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ppl.check._grammar import (
+from ppl.check.grammar.syntax import (
     Apply,
     Block,
     Cond,

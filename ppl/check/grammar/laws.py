@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppl.check._grammar import (
+from ppl.check.grammar.syntax import (
     Apply,
     Expr,
     Item,
@@ -22,7 +22,7 @@ from ppl.check._grammar import (
 )
 
 if TYPE_CHECKING:
-    from ppl.check._drawing import Drawing, Place
+    from ppl.check.grammar.drawing import Drawing, Place
 
 # Sums of powers of two, so that no number is rounded on its way into the program.
 _PROBABILITIES = (0.5, 0.25, 0.75, 0.125, 0.0, 1.0)

@@ -1,0 +1,1 @@
+"""The small language that random programs are drawn in, printed in, and read in."""

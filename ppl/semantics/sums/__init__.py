@@ -1,0 +1,1 @@
+"""Summing sites out inside one compiled density: what `ppl.marginalize` stands on."""
