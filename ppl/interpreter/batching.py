@@ -70,7 +70,7 @@ def _cond_rule(original: Any, axis: Any, args: Any, dims: Any, params: dict[str,
             taken = index == b
             # As JAX does: gradients of a branch not taken must not reach the operands.
             safe = [jnp.where(taken, x, jax.lax.stop_gradient(x)) for x in operands]
-            outs.append(_masked(branch, taken, safe, (choice, b)))
+            outs.append(masked(branch, taken, safe, (choice, b)))
         return [jax.lax.select_n(index, *alternatives) for alternatives in zip(*outs, strict=True)]
 
     outs = _jax.vmap_in_rule(axis, dims, select)(*args)
@@ -86,9 +86,9 @@ def _while_rule(original: Any, axis: Any, args: Any, dims: Any, params: dict[str
     consts, const_dims = args[:num_consts], dims[:num_consts]
 
     def advance(active: Any, carry: Any, *consts: Any) -> Any:
-        (go,) = _masked(test, active, [*consts[:num_cond], *carry], None)
+        (go,) = masked(test, active, [*consts[:num_cond], *carry], None)
         go = active & go
-        new = _masked(step, go, [*consts[num_cond:], *carry], None)
+        new = masked(step, go, [*consts[num_cond:], *carry], None)
         return go, [jnp.where(go, n, c) for n, c in zip(new, carry, strict=True)]
 
     def all_lanes(fun: Any) -> Any:
@@ -111,7 +111,8 @@ def _scan_rule(original: Any, axis: Any, args: Any, dims: Any, params: dict[str,
         return original(axis, args, dims, **params)
 
 
-def _masked(jaxpr: Any, flag: Any, args: Sequence[Any], branch: tuple[int, int] | None) -> Any:
+def masked(jaxpr: Any, flag: Any, args: Sequence[Any], branch: tuple[int, int] | None) -> Any:
+    """Stage a branch whose sites are present only where the flag holds."""
     jaxpr, consts = _jax.open_jaxpr(jaxpr)
     return evaluate(_Masking(flag, branch), jaxpr, consts, args).outs
 

@@ -116,7 +116,7 @@ def _choice(branches: Sequence[Any]) -> Any:
             taken = index == b
             # Gradients of a branch not taken must not reach the operands.
             safe = [jnp.where(taken, x, jax.lax.stop_gradient(x)) for x in operands]
-            outs.append(batching._masked(branch, taken, safe, (choice, b)))
+            outs.append(batching.masked(branch, taken, safe, (choice, b)))
         return [jax.lax.select_n(index, *alternatives) for alternatives in zip(*outs, strict=True)]
 
     return select
