@@ -43,6 +43,7 @@ __all__ = [
     "override_batching",
     "rule_tangents",
     "scan_sizes",
+    "scan_sizes_of",
     "subjaxprs",
     "vmap_in_rule",
     "zero_tangent",
@@ -170,12 +171,17 @@ def bind_equation(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def scan_sizes(eqn: Any) -> tuple[int, int]:
+def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """Give the numbers of constants and of carried values among a scan's operands."""
-    if "ft_in" in eqn.params:  # JAX 0.12 and later
-        consts, carry, _ = eqn.params["ft_in"].unpack()
+    return scan_sizes_of(eqn.params)
+
+
+def scan_sizes_of(params: dict[str, Any]) -> tuple[int, int]:
+    """Give the same from the parameters of the equation."""
+    if "ft_in" in params:  # JAX 0.12 and later
+        consts, carry, _ = params["ft_in"].unpack()
         return len(list(consts)), len(list(carry))
-    return eqn.params["num_consts"], eqn.params["num_carry"]
+    return params["num_consts"], params["num_carry"]
 
 
 def custom_jvp_rule(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any]]:
