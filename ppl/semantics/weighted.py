@@ -277,9 +277,12 @@ def trace(program: Program, key: Key) -> Trace:
     """Run a program once, keeping its choices and its weight.
 
     **Meaning.** A draw from `traced(program)`. Under one key `run` makes the same draws (XLA may
-    round the last bit of what is computed from them in another way).
+    round the last bit of what is computed from them in another way). On its own, not under `jit` or
+    `vmap`, the trace also knows its program.
     """
-    return dataclasses.replace(run(traced(program), key), program=program)
+    made = run(traced(program), key)
+    # Under `vmap` each trace would carry the data along.
+    return dataclasses.replace(made, program=program) if concrete(program, key) else made
 
 
 def sample_traces(program: Program, key: Key, num: int) -> Trace:

@@ -337,7 +337,7 @@ def test_enumeration_is_repeated_without_compiling():
 
 
 def test_unknown_settings_are_refused_even_where_none_is_needed():
-    with pytest.raises(ppl.PPLError, match=r"unknown keyword false_alrm.*did you mean"):
+    with pytest.raises(ppl.PPLError, match=r"unknown keyword false_alrm.*Did you mean"):
         ppl.check.preserves(importance, zoo.two_coins(), false_alrm=1e-3)
     with pytest.raises(ppl.PPLError, match="invariant got the unknown keyword num_particles"):
         ppl.check.invariant(flip_a, zoo.two_coins(), num_particles=3)
