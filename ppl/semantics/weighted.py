@@ -297,6 +297,6 @@ def _many(program: Program, keys: Any) -> Any:
     return jax.vmap(draw_flat, in_axes=(None, 0))(program, keys)
 
 
-def concrete(*trees: Mapping[str, Any] | Program) -> bool:
+def concrete(*trees: Any) -> bool:
     """Tell whether no array of the trees is traced."""
     return not any(map(_jax.is_tracer, jax.tree.leaves(trees)))
