@@ -48,31 +48,37 @@ def apart(d: Distribution) -> Distribution:
     return d
 
 
-def flaws(d: Distribution, value: Any) -> tuple[Any, Any]:
-    """Tell where a value has probability zero, and where none, whatever the log density says.
+def impossible(d: Distribution, value: Any) -> Any:
+    """Tell where a value has probability zero although NumPyro's log density is finite there.
 
-    NumPyro moves probabilities into their domain before it takes logarithms: 0 and 1 a little
-    inwards for Bernoulli and binomial distributions, NaN and negative ones to 0 for others.
+    It moves probabilities of 0 and 1 of Bernoulli and binomial distributions a little inwards. None
+    for all other distributions; a mask must have been taken off.
     """
+    core: Any = bare(d)
+    if is_masked(d) or not isinstance(core, _TWO):
+        return None
+    most = core.total_count if isinstance(core, BinomialProbs) else 1
+    zero = ((core.probs == 0) & (value > 0)) | ((core.probs == 1) & (value < most))
+    return _by_member(d, core, zero)
+
+
+def invalid(d: Distribution) -> Any:
+    """Tell where a distribution's probabilities are NaN or out of range; None if they cannot be."""
     d, mask = without_mask(d)
     core: Any = bare(d)
-    none = jnp.zeros(d.batch_shape, bool)
     if is_masked(d) or not isinstance(core, _TWO | _MANY):
-        return none, none
+        return None
     wrong = ~((core.probs >= -_ROUNDING) & (core.probs <= 1 + _ROUNDING))
-    if isinstance(core, _TWO):
-        most = core.total_count if isinstance(core, BinomialProbs) else 1
-        zero = ((core.probs == 0) & (value > 0)) | ((core.probs == 1) & (value < most))
-    else:
-        wrong, zero = jnp.any(wrong, -1), False
+    wrong = wrong if isinstance(core, _TWO) else jnp.any(wrong, -1)
+    found = _by_member(d, core, wrong)
+    return found if mask is None else found & mask
+
+
+def _by_member(d: Distribution, core: Any, flags: Any) -> Any:
+    """Bring flags of the elements of a bare distribution to the batch shape."""
     joint = d.event_dim - core.event_dim  # axes of independent elements that count as one
-
-    def whole(x: Any) -> Any:
-        x = jnp.broadcast_to(x, d.batch_shape + d.event_shape[:joint])
-        x = jnp.any(x, axis=tuple(range(x.ndim - joint, x.ndim)))
-        return x if mask is None else x & mask
-
-    return whole(zero), whole(wrong)
+    flags = jnp.broadcast_to(flags, d.batch_shape + d.event_shape[:joint])
+    return jnp.any(flags, axis=tuple(range(flags.ndim - joint, flags.ndim)))
 
 
 def is_point(d: Distribution) -> bool:

@@ -29,6 +29,7 @@ from ppl.distributions import (
     without_mask,
 )
 from ppl.errors import OutsideModelError, UnsupportedError, at, message
+from ppl.finite import impossible
 
 Kind = Literal["latent", "observed", "deterministic", "factor"]
 
@@ -286,6 +287,8 @@ def _guarded(d: Distribution, value: Any) -> Any:
     if support.event_dim == 0 and not support.is_discrete:
         # Evaluate at a point of the support, so that no NaN leaks into gradients.
         value = jnp.where(inside, value, jax.lax.stop_gradient(support.feasible_like(value)))
+    never = impossible(d, value)
+    inside = inside if never is None else inside & ~never
     return jnp.where(inside, density(d, value), -jnp.inf)
 
 

@@ -224,3 +224,25 @@ def test_model_program_inside_a_model_is_a_program():
         ppl.log_density(p, {"p/x": 1.0, "z": 0.0}),
         normal_log_density(1.0, 0.5) - 1 + normal_log_density(0.0),
     )
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_an_impossible_value_has_no_density(probability):
+    """NumPyro moves such probabilities inwards; the density of what cannot be is still -inf."""
+
+    @ppl.model
+    def sure(p):
+        x = ppl.sample("x", dist.Bernoulli(p))
+        with ppl.plate("n", 2):
+            ppl.sample("k", dist.Binomial(3, p))
+        return x
+
+    least, most = int(probability), 3 * int(probability)
+    possible = {"x": least, "k": jnp.array([most, most])}
+    program = sure(jnp.asarray(probability))
+    assert float(ppl.log_density(program, possible)) == pytest.approx(0.0, abs=1e-5)
+    for change in ({"x": 1 - least}, {"k": jnp.array([most, 2])}):
+        assert float(ppl.log_density(program, {**possible, **change})) == -jnp.inf
+    # An impossible run has no slope either, and no NaN.
+    slope = jax.grad(lambda p: ppl.log_density(sure(p), possible))(jnp.asarray(probability))
+    assert bool(jnp.isfinite(slope))

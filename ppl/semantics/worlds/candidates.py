@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import _jax
-from ppl.finite import apart, bare, finite_values, flaws, is_point
+from ppl.finite import apart, bare, finite_values, invalid, is_point
 from ppl.primitives import Operands, Site, factor, lanes, log_prob, presence, value_of, with_operand
 from ppl.semantics.worlds import arrays, quadrature, refusals
 
@@ -220,17 +220,18 @@ def _both(site: Site, leaves: Any, value: Any) -> Any:
 
 
 def _weigh(site: Site, leaves: Any, value: Any) -> Any:
-    """Give log masses: -inf and NaN also where the distribution's own formula hides them."""
+    """Give log masses, NaN also where the distribution's own formula hides it."""
 
     def one(operands: Operands, value: Any) -> Any:
-        zero, wrong = flaws(operands.distribution, value)  # pyright: ignore[reportArgumentType]
+        d: Any = operands.distribution
+        wrong = invalid(d)
+        if wrong is None:
+            return jnp.zeros(d.batch_shape, bool)
         counts = True if operands.scale is None else operands.scale != 0
-        here = counts & (True if operands.present is None else operands.present)
-        return zero & here, wrong & here
+        return wrong & counts & (True if operands.present is None else operands.present)
 
-    zero, wrong = lanes(site, one)(leaves, value)
-    log_mass = jnp.where(zero, -jnp.inf, log_prob(site, leaves, value))
-    return jnp.where(wrong, jnp.nan, log_mass)
+    wrong = lanes(site, one)(leaves, value)
+    return jnp.where(wrong, jnp.nan, log_prob(site, leaves, value))
 
 
 def _point(site: Site, leaves: Any) -> Any:
