@@ -237,7 +237,7 @@ def sum_out(
 ) -> tuple[Any, list[Value], Region]:
     """Give the log of the sum, the program's flat outputs, and the region, at given choices."""
     s = program.structure
-    flat = flatten(s.jaxpr, roles)
+    flat = flatten(s.jaxpr, roles, whole=True)
     results, flat = flat.outs, flat._replace(outs=())  # a result keeps no dimension alive
     region = Region(Run(frozenset(joint), taped), flat, given)
     arrays = [*program.consts, *program.args]

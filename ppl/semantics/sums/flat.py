@@ -56,9 +56,10 @@ class Flat(NamedTuple):
     outs: tuple[Atom, ...]
 
 
-def flatten(jaxpr: Any, roles: Roles) -> Flat:
-    """Flatten a jaxpr; its constants come first among the inputs."""
+def flatten(jaxpr: Any, roles: Roles, *, whole: bool = False) -> Flat:
+    """Flatten a jaxpr. The constants of a `whole` program come first among the inputs."""
     jaxpr, consts = _jax.open_jaxpr(jaxpr)
+    consts = [] if whole else consts  # newer releases keep them with every jaxpr
     items: list[Item] = []
     ins = [next(_slots) for _ in (*jaxpr.constvars, *jaxpr.invars)]
     if consts:

@@ -183,7 +183,7 @@ def _shared(site: Site, fun: Callable[..., Any], avals: Any) -> Any:
 
 def _traced(site: Site, fun: Callable[..., Any], avals: Any) -> Any:
     return jax.make_jaxpr(lambda *leaves: fun(site, leaves))(
-        *[jax.ShapeDtypeStruct(s, d) for s, d in avals]
+        *[jax.ShapeDtypeStruct(s, jax.dtypes.canonicalize_dtype(d)) for s, d in avals]
     )
 
 
