@@ -17,7 +17,7 @@ from ppl.check.means import same_mean
 from ppl.check.programs import source
 from ppl.check.report import Report
 from ppl.check.statistical import same_measure
-from ppl.errors import ArgumentError, UnsupportedError, message, suggest
+from ppl.errors import ArgumentError, UnsupportedError, check_addresses, message, suggest
 from ppl.program import Program, require_program
 from ppl.semantics.enumerated import enumerate as measure_of
 from ppl.semantics.extract import extract, is_weighted
@@ -270,7 +270,13 @@ def unbiased(
             rows.append((float(gap[index]), label or "value", mean[index], right[index]))
     rows.sort(key=lambda row: -row[0])
     limit = _tolerance() if tolerance is None else tolerance
-    notes = () if len(found) else ("every run of the estimator has weight zero",)
+    errors = jax.tree.leaves(found.quadrature_error(lambda value: value))
+    doubt = max((float(np.max(e, initial=0.0)) for e in errors), default=0.0)
+    notes: tuple[str, ...] = ()
+    if not len(found):
+        notes = ("every run of the estimator has weight zero",)
+    elif limit < worst <= doubt:
+        notes = (f"quadrature is uncertain by about {doubt:.2g}: use more nodes",)
     return Report(
         check="unbiased",
         verdict="undecided" if notes else "passed" if worst <= limit else "failed",
@@ -416,6 +422,8 @@ def _compare(
     statistical: dict[str, Any],
 ) -> Report:
     began = time.perf_counter()
+    known = dict.fromkeys((*p.latents, *q.latents))
+    check_addresses(f"{check}(quadrature=)", quadrature or {}, known)
     try:
         one, two = (_measure(x, quadrature, max_worlds) for x in (p, q))
     except UnsupportedError as error:

@@ -342,3 +342,20 @@ def test_unknown_settings_are_refused_even_where_none_is_needed():
     with pytest.raises(ppl.PPLError, match="invariant got the unknown keyword num_particles"):
         ppl.check.invariant(flip_a, zoo.two_coins(), num_particles=3)
     assert ppl.check.preserves(importance, zoo.two_coins(), false_alarm=1e-3).passed
+
+
+def test_an_unknown_address_for_quadrature_is_refused():
+    program = zoo.normal_normal(zoo.NORMAL_DATA.astype(float))
+    with pytest.raises(ppl.PPLError, match=r'preserves\(quadrature=\) got unknown address "mo"'):
+        ppl.check.preserves(ppl.weighted, program, quadrature={"mo": 32})
+
+
+def test_an_estimator_on_too_few_nodes_is_undecided():
+    @ppl.model
+    def root():
+        return jnp.sqrt(ppl.sample("x", dist.Uniform(0.0, 1.0)))
+
+    # E[sqrt(x)] = 2 / 3.
+    assert ppl.check.unbiased(root(), 2 / 3, quadrature={"x": 7}).verdict == "undecided"
+    assert ppl.check.unbiased(root(), 2 / 3, quadrature={"x": 64}).passed
+    assert ppl.check.unbiased(root(), 0.7, quadrature={"x": 64}).verdict == "failed"
