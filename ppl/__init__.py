@@ -12,6 +12,9 @@ from ppl.errors import PPLError
 from ppl.inference import kernels
 from ppl.inference.importance import importance
 from ppl.inference.mcmc import mcmc
+from ppl.inference.smc import smc
+from ppl.inference.stream import Stream, stream
+from ppl.inference.tempered import tempered_smc
 from ppl.interop.numpyro import from_numpyro
 from ppl.model import Model, model
 from ppl.program import Program
@@ -19,6 +22,7 @@ from ppl.semantics.chains import Chains
 from ppl.semantics.density import log_density
 from ppl.semantics.enumerated import enumerate
 from ppl.semantics.extract import extract
+from ppl.semantics.guided import guided
 from ppl.semantics.handlers import condition, do, mask, replay, scale, unobserve
 from ppl.semantics.kernel import Kernel, choose, kernel
 from ppl.semantics.marginal import marginalize
@@ -55,6 +59,7 @@ __all__ = [
     "PPLError",
     "Population",
     "Program",
+    "Stream",
     "Suspended",
     "Trace",
     "Unconstrained",
@@ -71,6 +76,7 @@ __all__ = [
     "extract",
     "factor",
     "from_numpyro",
+    "guided",
     "importance",
     "kernel",
     "kernels",
@@ -89,7 +95,10 @@ __all__ = [
     "sample",
     "scale",
     "scope",
+    "smc",
+    "stream",
     "suspend",
+    "tempered_smc",
     "trace",
     "trace_of",
     "traced",

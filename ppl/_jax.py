@@ -16,6 +16,7 @@ import numpy as np
 from jax._src import core as _core
 from jax._src import effects as _effects
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend import random as _random
 from jax.extend.core import jaxprs_in_params as _jaxprs_in_params
 from jax.interpreters import ad as _ad
 from jax.interpreters import batching as _batching
@@ -38,13 +39,17 @@ __all__ = [
     "define_primitive",
     "enclosing_traces",
     "has_effect",
+    "is_threefry",
     "is_tracer",
     "open_jaxpr",
     "override_batching",
+    "part_of_jaxpr",
     "rule_tangents",
     "scan_sizes",
     "scan_sizes_of",
     "subjaxprs",
+    "threefry_bits",
+    "threefry_with",
     "vmap_in_rule",
     "zero_tangent",
 ]
@@ -164,6 +169,16 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
     return jaxpr, []
 
 
+def part_of_jaxpr(
+    jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], inputs: Sequence[Var], outputs: Sequence[Any]
+) -> Jaxpr:
+    """Make a jaxpr of some equations of another."""
+    names = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+    return jaxpr.replace(
+        constvars=[], invars=list(inputs), outvars=list(outputs), eqns=list(eqns), debug_info=names
+    )
+
+
 def bind_equation(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Execute (or stage) one equation unchanged."""
     with eqn.ctx.manager:
@@ -244,6 +259,30 @@ def custom_vjp_rules(eqn: JaxprEqn) -> tuple[int, Jaxpr, list[Any], Callable[...
 def is_tracer(x: Any) -> bool:
     """Tell whether `x` is an abstract value inside a JAX transformation."""
     return isinstance(x, _core.Tracer)
+
+
+def is_threefry(key: Any) -> bool:
+    """Tell whether a key is one of JAX's default generator."""
+    return str(jax.random.key_impl(key)) == _random.threefry_prng_impl.name
+
+
+def threefry_bits(words: Any, width: int, shape: tuple[int, ...]) -> Any:
+    """Compute JAX's random bits from the two words of a key."""
+    return _random.threefry_prng_impl.random_bits(words, width, shape)
+
+
+def threefry_with(random_bits: Callable[..., Any], *, name: str, tag: str) -> Any:
+    """Define a generator that is JAX's default but for how it computes bits."""
+    base = _random.threefry_prng_impl
+    return _random.define_prng_impl(
+        key_shape=base.key_shape,
+        seed=base.seed,
+        split=base.split,
+        fold_in=base.fold_in,
+        random_bits=random_bits,
+        name=name,
+        tag=tag,
+    )
 
 
 def cache_aware_context(default: Any) -> Any:

@@ -82,7 +82,7 @@ def _inside(check: Check, value: np.ndarray, concrete: Any) -> np.ndarray:
     domain = check.placed.site.domain
     moved = isinstance(check.value, Input) and check.value.moved
     everything = np.ones(value.shape, bool)
-    if domain is None:
+    if domain is None or not value.size:
         return everything
     known = []
     for bound in domain.bounds:

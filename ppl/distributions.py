@@ -13,8 +13,30 @@ from numpyro.distributions import Distribution, biject_to, constraints, transfor
 
 from ppl import _jax
 from ppl.errors import DistributionError, at, message
+from ppl.resampling import (
+    MultinomialResampling,
+    Resampling,
+    ResidualMultinomialResampling,
+    ResidualSystematicResampling,
+    SSPResampling,
+    StratifiedResampling,
+    SystematicResampling,
+)
 
-__all__ = ["Seed", "Subsample", "biject_to", "constraints", "transforms"]
+__all__ = [
+    "MultinomialResampling",
+    "Resampling",
+    "ResidualMultinomialResampling",
+    "ResidualSystematicResampling",
+    "SSPResampling",
+    "Seed",
+    "StratifiedResampling",
+    "Subsample",
+    "SystematicResampling",
+    "biject_to",
+    "constraints",
+    "transforms",
+]
 
 
 class Subsample(Distribution):

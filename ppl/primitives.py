@@ -30,6 +30,7 @@ from ppl.distributions import (
 )
 from ppl.errors import OutsideModelError, UnsupportedError, at, message
 from ppl.finite import impossible
+from ppl.stacking import stacked
 
 Kind = Literal["latent", "observed", "deterministic", "factor"]
 
@@ -220,15 +221,15 @@ def draw(site: Site, leaves: Sequence[Any], key: Key) -> Array:
     mapped = [i for i, level in enumerate(site.batch) if any(level.mapped)]
     free = [i for i in range(len(site.batch)) if i not in mapped]
     shape = tuple(site.batch[i].size for i in free)
-    inner = dataclasses.replace(site, batch=tuple(site.batch[i] for i in mapped))
 
-    def one(operands: Operands, key: Any) -> Any:
-        assert operands.distribution is not None
-        return jnp.asarray(operands.distribution.sample(key, shape), site.dtype)
+    def one(key: Any, leaves: Sequence[Any]) -> Any:
+        d = site.operands(leaves).distribution
+        assert d is not None
+        return jnp.asarray(d.sample(key, shape), site.dtype)
 
-    if mapped:
-        key = jax.random.split(key, inner.sizes)  # pyright: ignore[reportArgumentType]
-    value = lanes(inner, one)(leaves, key)
+    levels = [site.batch[i] for i in mapped]
+    sizes, flags = [level.size for level in levels], [level.mapped for level in levels]
+    value = stacked(one, sizes, key, leaves, flags) if mapped else one(key, leaves)
     order = np.argsort(mapped + free)  # axes come out as (mapped..., free..., own...)
     rest = range(len(order), value.ndim)
     return jnp.transpose(value, (*order.tolist(), *rest))

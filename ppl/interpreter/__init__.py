@@ -10,6 +10,8 @@ from ppl.interpreter.base import (
     address_hash,
     evaluate,
     loop_key_of,
+    merge_records,
+    run_equation,
 )
 from ppl.interpreter.placed import Placed, placed_sites
 
@@ -23,7 +25,9 @@ __all__ = [
     "address_hash",
     "evaluate",
     "loop_key_of",
+    "merge_records",
     "placed_sites",
+    "run_equation",
 ]
 
 # Imported for what they register: the rules of the loop and of `vmap`.

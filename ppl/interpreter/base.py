@@ -79,7 +79,7 @@ class Frame:
     def keep(self, address: str, record: Record) -> None:
         """Keep a record; alternatives of one address in exclusive branches are merged."""
         old = self.records.get(address)
-        self.records[address] = record if old is None else _merge(old, record)
+        self.records[address] = record if old is None else merge_records(old, record)
 
 
 class Interpreter:
@@ -169,22 +169,23 @@ def run_region(
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
-        values = [read(v) for v in eqn.invars]
-        if eqn.primitive in (sample_p, score_p):  # NumPy literals would lead distributions astray
-            values = [
-                jnp.asarray(v) if isinstance(v, np.generic | np.ndarray) else v for v in values
-            ]
-        if eqn.primitive is sample_p:
-            outs = [interpreter.sample(frame, eqn.params["site"], values)]
-        elif eqn.primitive is score_p:
-            interpreter.score(frame, eqn.params["site"], values)
-            outs = []
-        elif not _jax.contains_effect(eqn):
-            outs = _jax.bind_equation(eqn, values)
-        else:
-            outs = _rule_for(interpreter, eqn)(interpreter, frame, eqn, values)
+        outs = run_equation(interpreter, frame, eqn, [read(v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def run_equation(interpreter: Interpreter, frame: Frame, eqn: Any, values: list[Any]) -> list[Any]:
+    """Evaluate one equation in a frame."""
+    if not _jax.contains_effect(eqn):
+        return _jax.bind_equation(eqn, values)
+    if eqn.primitive not in (sample_p, score_p):
+        return _rule_for(interpreter, eqn)(interpreter, frame, eqn, values)
+    # NumPy literals would lead distributions astray.
+    values = [jnp.asarray(v) if isinstance(v, np.generic | np.ndarray) else v for v in values]
+    if eqn.primitive is sample_p:
+        return [interpreter.sample(frame, eqn.params["site"], values)]
+    interpreter.score(frame, eqn.params["site"], values)
+    return []
 
 
 def _first_site(eqn: Any) -> Site:
@@ -225,7 +226,7 @@ def same_shape(address: str, one: Any, other: Any) -> None:
         )
 
 
-def _merge(old: Record, new: Record) -> Record:
+def merge_records(old: Record, new: Record) -> Record:
     """Join two alternatives of one address; at most one is present in each lane."""
     if old.present is None or new.present is None:
         raise AssertionError("an address that is always present cannot stand twice")

@@ -14,6 +14,7 @@ _RHAT_LIMIT = 1.01  # Vehtari et al. (2021), section 5
 _ESS_PER_CHAIN = 100  # the same
 _BFMI_LIMIT = 0.3  # Betancourt (2016)
 _MIN_DRAWS = 4
+_FEW_FAMILIES = 10
 _KISH_LIMIT = 100
 _NAMED = 5  # rows a warning names
 
@@ -45,6 +46,7 @@ def of_particles(
     means: Float[np.ndarray, " row"],
     log_weights: Float[np.ndarray, " N"],
     kish: float,
+    families: np.ndarray | None = None,
 ) -> tuple[str, ...]:
     """List the warnings about weighted particles."""
     if not kish > 0:
@@ -56,6 +58,18 @@ def of_particles(
     undefined = np.isnan(means)
     if undefined.any():
         notes.append(f"NaN or infinite particles in {_some(rows, undefined)}: no estimates there.")
+    if families is not None and len(log_weights) > 1:
+        alive = len(np.unique(np.asarray(families)[np.asarray(log_weights) > -np.inf]))
+        if alive == 1:
+            notes.append(
+                "All particles descend from one: errors cannot be told from this run. Repeat it "
+                "with other keys, or use more particles."
+            )
+        elif alive < _FEW_FAMILIES:
+            notes.append(
+                f"The particles descend from {alive} first ones: errors are uncertain. Use more "
+                "particles, or repeat the run with other keys."
+            )
     if kish < min(_KISH_LIMIT, 0.5 * len(log_weights)):
         notes.append(
             f"The weights are worth {kish:.1f} of {len(log_weights):,} particles: errors are large "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from ppl.errors import ArgumentError, ResultError, message
 from ppl.results import _notes, diagnostics, html, weighted
@@ -193,13 +193,13 @@ def summarize_weighted(
     dims: Dims | None = None,
     coords: Coords | None = None,
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    families: Int[np.ndarray, " N"] | None = None,
 ) -> Summary:
     """Summarise weighted particles.
 
     Meaning:
         Mean, sd and quantiles of the normalised weighted distribution; se_mean is the error of a
-        self-normalised importance-sampling mean, exact to first order for independent particles
-        and too small for resampled ones.
+        self-normalised mean, exact to first order if different families are independent.
 
     Args:
         draws: particles by variable.
@@ -207,6 +207,7 @@ def summarize_weighted(
         dims: names of leading event axes, by variable.
         coords: coordinate values by dimension; they label rows.
         quantiles: probabilities.
+        families: the first ancestor of each particle; None if each is its own.
 
     Raises:
         ArgumentError: a quantile outside [0, 1].
@@ -219,7 +220,7 @@ def summarize_weighted(
     for x in draws.values():
         moments = weighted.weighted_moments(x, log_weights)
         cuts = weighted.weighted_quantile(x, log_weights, np.asarray(quantiles))
-        error = weighted.snis_se(x, log_weights)
+        error = weighted.snis_se(x, log_weights, families)
         parts.append(np.column_stack([part.ravel() for part in (*moments, *cuts, error)]))
     values = np.concatenate(parts) if parts else np.empty((0, len(columns)))
     rows = tuple(label for group in labels.values() for label in group)
@@ -228,7 +229,7 @@ def summarize_weighted(
         rows=rows,
         columns=columns,
         values=values,
-        notes=_notes.of_particles(rows, values[:, 0], log_weights, kish),
+        notes=_notes.of_particles(rows, values[:, 0], log_weights, kish, families),
         title=f"{_notes.plural(len(log_weights), 'particle')}, effective {kish:,.1f}",
         shapes={name: x.shape[1:] for name, x in draws.items()},
     )

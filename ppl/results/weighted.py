@@ -12,7 +12,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from ppl.errors import ArgumentError, ResultError, message
 
@@ -86,21 +86,39 @@ def kish_ess(log_weights: Float[np.ndarray, " N"]) -> float:
     return 1.0 / total if total else 0.0 if not np.isnan(total) else float("nan")
 
 
-def snis_se(x: Particles, log_weights: Float[np.ndarray, " N"]) -> Float[np.ndarray, "*event"]:
-    """Estimate the standard error of a self-normalised importance-sampling mean.
+def snis_se(
+    x: Particles,
+    log_weights: Float[np.ndarray, " N"],
+    families: Int[np.ndarray, " N"] | None = None,
+) -> Float[np.ndarray, "*event"]:
+    """Estimate the standard error of a self-normalised mean.
 
     Meaning:
-        sqrt(sum of W_i^2 (x_i - mean)^2), the delta method for independent particles. After
-        resampling particles are dependent and the true error is larger; one particle with all the
-        weight gives 0, which says nothing, so read it together with `kish_ess`.
+        sqrt(sum over families of (sum of W_i (x_i - mean))^2): the delta method for particles of
+        which those of one family (the descendants of one first particle) belong together, and
+        different families are independent. Without families every particle is its own. NaN if all
+        weight is in one family of several particles: the run then says nothing of its own error.
+        One particle of its own with all the weight gives 0, which says nothing either; read it
+        together with `kish_ess`.
 
     Source:
-        Owen (2013), Monte Carlo theory, methods and examples, section 9.2.
+        Owen (2013), Monte Carlo theory, methods and examples, section 9.2; Chan and Lai (2013).
     """
     columns, weights, event = _heavy("snis_se", x, log_weights)
     mean, deviations = _centred(columns, weights)
+    if not len(weights):
+        return np.full(event, np.nan)
     with np.errstate(all="ignore"):
-        error = np.sqrt(weights**2 @ deviations**2) if len(weights) else np.full_like(mean, np.nan)
+        parts = weights[:, None] * deviations
+        if families is not None:
+            heavy = _normalised(np.asarray(log_weights, dtype=np.float64)) > 0
+            names, group = np.unique(np.asarray(families)[heavy], return_inverse=True)
+            if len(names) == 1 and len(weights) > 1:
+                return np.full(event, np.nan)
+            sums = np.zeros((len(names), parts.shape[1]))
+            np.add.at(sums, group, parts)
+            parts = sums
+        error = np.where(np.isnan(mean), np.nan, np.sqrt(np.sum(parts**2, axis=0)))
     return error.reshape(event)
 
 

@@ -65,7 +65,9 @@ class _Do(Rewriting):
         return fixed(site, leaves, value)
 
 
-class _Replay(Rewriting):
+class Pointing(Rewriting):
+    """Make a site's distribution a point mass at the given value."""
+
     name = "replay"
 
     def rewrite(self, site: Site, leaves: list[Any], value: Any) -> tuple[Site, list[Any]]:
@@ -171,7 +173,7 @@ def replay(program: Program, choices: Mapping[str, ArrayLike] | Trace) -> Progra
     not).
     """
     values = choices.choices if isinstance(choices, Trace) else choices
-    return _apply(_Replay, program, match_choices("replay", program, values, complete=False))
+    return _apply(Pointing, program, match_choices("replay", program, values, complete=False))
 
 
 @named_keywords

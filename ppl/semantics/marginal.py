@@ -18,8 +18,9 @@ from ppl.errors import UnsupportedError, at, check_addresses, message, named_key
 from ppl.finite import bare
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Operands, Site, facts, lanes, sample_p, value_of
-from ppl.program import Program, require_program
+from ppl.program import Program, inline, require_program
 from ppl.semantics.handlers import lifted
+from ppl.semantics.stepwise import in_scans, sum_in_steps
 from ppl.semantics.sums.elimination import eliminate
 from ppl.semantics.sums.flat import Roles, flatten
 from ppl.semantics.sums.lanes import Meeting, Value
@@ -103,7 +104,9 @@ def _flat_prior(site: Site, leaves: list[Any]) -> tuple[Site, list[Any]]:
 
 
 @named_keywords
-def marginalize(program: Program, addresses: Sequence[str] | None = None) -> Program:
+def marginalize(
+    program: Program, addresses: Sequence[str] | None = None, in_steps: bool = False
+) -> Program:
     """Sum finite latent sites out.
 
     **Meaning.** The same measure on the other choices: the log density of the result at `rest` is
@@ -120,6 +123,9 @@ def marginalize(program: Program, addresses: Sequence[str] | None = None) -> Pro
     Args:
         program: any program.
         addresses: the sites to sum out; None for every latent site of finite support.
+        in_steps: sum sites in a `scan` within their iteration, so that the loop goes on scoring
+            step by step and `ppl.smc` can resample between them (Rao-Blackwellised filters).
+            Nothing outside of the iteration may read such a site.
 
     Raises:
         AddressError: an address is unknown or not latent.
@@ -142,11 +148,22 @@ def marginalize(program: Program, addresses: Sequence[str] | None = None) -> Pro
         return program
     program = as_written("marginalize", program)
     name = f"marginalize({program.name})"
+    if in_steps and in_scans(program, chosen):
+        out = stage(_in_steps, (program, chosen, ()), name=name)
+        MADE.add(out.structure)
+        return out
     out = without_meetings(
         "marginalize", lambda joint: stage(_marginal, (program, chosen, joint), name=name)
     )
     MADE.add(out.structure)
     return out
+
+
+def _in_steps(program: Program, addresses: tuple[str, ...], _: Any) -> Any:
+    rest = tuple(a for a in addresses if a not in in_scans(program, addresses))
+    looped = tuple(a for a in addresses if a not in rest)
+    stepping = stage(sum_in_steps, (program, looped, marginalize), name=program.name)
+    return inline(marginalize(stepping, rest) if rest else stepping)
 
 
 def as_written(operation: str, program: Program) -> Program:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ppl import _jax
 from ppl._types import Choices, Key, PyTree, Scalar, pytree
 from ppl.errors import ResultError, check_addresses, message
 from ppl.program import Program
+from ppl.resampling import SystematicResampling
 from ppl.results import table
 from ppl.semantics.chains import (
     always,
@@ -43,7 +44,9 @@ class Population:
     **Meaning.** f -> E[Z sum_i W_i f(values_i)], where W are the normalised weights and
     Z = exp(log_evidence). `log_weights` are unnormalised. `log_evidence_se` is the standard error
     of `log_evidence` where the algorithm knows one. `present` tells, for sites that stand in
-    branches, which particles reached them; elsewhere a choice is a placeholder.
+    branches, which particles reached them; elsewhere a choice is a placeholder. `steps` holds what
+    the algorithm recorded step by step, such as the effective sample size. `families` tells which
+    particles descend from the same first one, where particles were resampled.
     """
 
     values: PyTree
@@ -53,6 +56,8 @@ class Population:
     program: Program | None = None
     log_evidence_se: Scalar | None = None
     present: dict[str, Array] = dataclasses.field(default_factory=dict)
+    steps: dict[str, Array] = dataclasses.field(default_factory=dict)
+    families: Int[Array, " particles"] | None = None
 
     @property
     def num_particles(self) -> int:
@@ -79,7 +84,8 @@ class Population:
     def expect(self, fun: Callable[[PyTree], Any] | str) -> Estimate:
         """Estimate a posterior expectation by self-normalised weighting.
 
-        The bias is O(1 / N); the standard error is that of independent particles.
+        The bias is O(1 / N). The standard error is that of independent families: particles that
+        descend from one first particle belong together. It is NaN if all do.
 
         Args:
             fun: a function of one return value, or the address of a choice. For a site that stands
@@ -102,23 +108,52 @@ class Population:
                 weights = weights * present.reshape(present.shape + (1,) * (x.ndim - present.ndim))
                 weights = weights / jnp.sum(weights, axis=0)
             mean = jnp.sum(weights * x, axis=0)
-            return Estimate(mean, jnp.sqrt(jnp.sum((weights * (x - mean)) ** 2, axis=0)))
+            return Estimate(mean, self._error(weights * (x - mean)))
 
         leaves, tree = jax.tree.flatten(x)
         parts = [one(leaf) for leaf in leaves]
         return Estimate(*(jax.tree.unflatten(tree, column) for column in zip(*parts, strict=True)))
 
+    def _error(self, parts: Any) -> Any:
+        """Give the standard error of a sum, to which each particle contributes a part."""
+        if self.families is None:
+            return jnp.sqrt(jnp.sum(parts**2, axis=0))
+        sums = jnp.zeros_like(parts).at[self.families].add(parts)
+        alone = (self.num_particles > 1) & jnp.all(self.families == self.families[0])
+        return jnp.where(alone, jnp.nan, jnp.sqrt(jnp.sum(sums**2, axis=0)))
+
     def _require_mass(self, operation: str) -> None:
-        if not _jax.is_tracer(self.log_weights) and bool(jnp.all(self.log_weights == -jnp.inf)):
+        if _jax.is_tracer(self.log_weights):
+            return
+        if bool(jnp.any(jnp.isnan(self.log_weights) | (self.log_weights == jnp.inf))):
+            count = int(jnp.sum(~(self.log_weights < jnp.inf)))
             raise ResultError(
                 message(
-                    f"{operation} got a population in which every particle has weight zero",
+                    f"{operation} got a population with {count} weights that are NaN or infinite",
+                    needs="finite weights, or weights of zero",
+                    why="the density of some run is not a number",
+                    fix="look for divisions by zero and overflow in the model; "
+                    "ppl.trace(program, key) shows one run",
+                )
+            )
+        if bool(jnp.all(self.log_weights == -jnp.inf)):
+            raise ResultError(
+                message(
+                    f"{operation} got a population in which every particle has weight zero"
+                    + self._died,
                     needs="at least one particle of positive weight",
                     why="the evidence estimate is zero, so that there is no posterior to describe",
                     fix="check the observations against the model's support, use more particles, "
                     "or a proposal",
                 )
             )
+
+    @property
+    def _died(self) -> str:
+        evidence = self.steps.get("log_evidence")
+        if evidence is None or not bool(jnp.any(evidence == -jnp.inf)):
+            return ""
+        return f" since step {int(jnp.argmax(evidence == -jnp.inf))}"
 
     def resample(self, key: Key, num: int | None = None) -> dict[str, Array]:
         """Draw equally weighted choices (systematic resampling; Carpenter et al. 1999).
@@ -132,10 +167,7 @@ class Population:
         """
         self._require_mass("resample")
         count = self.num_particles if num is None else num
-        offset = jax.random.uniform(as_key(key))
-        grid = (jnp.arange(count) + offset) / count
-        cumulative = jnp.cumsum(self.weights)
-        ancestors = jnp.searchsorted(cumulative / cumulative[-1], grid)
+        ancestors = SystematicResampling(self.log_weights, num=count).sample(as_key(key))
         return {a: x[ancestors] for a, x in self.choices.items()}
 
     def summary(
@@ -159,6 +191,7 @@ class Population:
             dims=dimensions(self.program, self.choices),
             coords=coords,
             quantiles=quantiles,
+            families=None if self.families is None else np.asarray(self.families),
         )
         return dataclasses.replace(summary, notes=(*summary.notes, *notes))
 
@@ -229,7 +262,9 @@ class Population:
         }
         if self.log_evidence_se is not None:
             arrays["log_evidence_se"] = np.asarray(self.log_evidence_se)
-        arrays["present"] = host(self.present)
+        if self.families is not None:
+            arrays["families"] = np.asarray(self.families)
+        arrays["present"], arrays["steps"] = host(self.present), host(self.steps)
         storage.save(path, arrays, {"kind": "population"})
 
     @classmethod
@@ -249,6 +284,8 @@ class Population:
             program,
             arrays.get("log_evidence_se"),
             {a: jnp.asarray(x) for a, x in arrays.get("present", {}).items()},
+            {a: jnp.asarray(x) for a, x in arrays.get("steps", {}).items()},
+            arrays.get("families"),
         )
 
     def __repr__(self) -> str:

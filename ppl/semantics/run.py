@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ppl import _jax
+from ppl._threefry import faster
 from ppl._types import Key, PyTree
+from ppl.distributions import describe
 from ppl.errors import ArgumentError, OpenObservationsError, at, message, named_keywords
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw, value_of
 from ppl.program import Program, require_program
+from ppl.semantics.sharding import Sharing, share
 from ppl.semantics.suspended import drive
 
 
+#: Distributions that draw with one call for random bits; some of the others insist on JAX's keys.
+_BY_BITS = frozenset(
+    "Normal Uniform Exponential Laplace Cauchy HalfNormal HalfCauchy Logistic Gumbel LogNormal "
+    "Bernoulli Categorical MultivariateNormal".split()
+)
+
+
 class Drawing(Interpreter):
-    """Draw every latent site."""
+    """Draw every latent site, and lay the draws over the devices that share them."""
 
     name = "run"
     rebinds = False
 
+    def __init__(self, sharing: Sharing | None = None):
+        self.sharing = sharing
+
     def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         if site.kind != "latent":
             return value_of(site, leaves)
-        return draw(site, leaves, frame.key_for(site))
+        key = frame.key_for(site)
+        d = site.operands(leaves).distribution
+        by_bits = d is not None and describe(d) in _BY_BITS
+        value = draw(site, leaves, faster(key) if by_bits else key)
+        return value if self.sharing is None else self.sharing.spread(site, value)
 
     def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
         raise AssertionError("refuse_scores was not called")
@@ -40,23 +59,30 @@ def run(
     *,
     progress: bool | None = None,
     checkpoint: str | None = None,
+    mesh: Mesh | None = None,
 ) -> PyTree:
     """Draw once from a program.
 
     **Meaning.** One draw of the return value from the program's probability. A program whose
     outermost structure is a long loop (`ppl.mcmc`) runs in blocks from the host: with a progress
-    bar, and Ctrl-C returns what is there. Draws do not depend on `progress`.
+    bar, and Ctrl-C returns what is there. Draws do not depend on `progress`. Nor do they on `mesh`,
+    but that devices may sum in another order, and round otherwise.
 
     Args:
         program: a program without open scores.
         key: a JAX PRNG key, or an int as a seed.
         progress: show a progress bar; None shows one in terminals and notebooks.
         checkpoint: not supported yet for any program; must be None.
+        mesh: devices that share the work: each takes an equal part of the outermost `vmap` or plate
+            of every draw that they divide, such as particles and chains; what they do not divide
+            each of them computes in whole. None uses one device. With several processes, each makes
+            the same call.
 
     Returns:
-        What the model returned.
+        What the model returned. On a mesh its arrays lie over the devices.
 
     Raises:
+        ArgumentError: `mesh` is not one, or its devices divide no draw of the program.
         OpenObservationsError: the program observes or weighs; it has to be fitted, not drawn from.
     """
     require_program("run", program)
@@ -71,25 +97,38 @@ def run(
         )
     key = as_key(key)
     traced = any(map(_jax.is_tracer, jax.tree.leaves((program, key))))
-    if program.structure.loop is not None and not traced:
-        return drive(program, key, progress=progress, interpret=_draw)
-    refuse_scores(program)
-    if traced:
-        return program.structure.rebuild(draw_flat(program, key))
-    return program.structure.rebuild(_execute(program, key))
+    long = program.structure.loop is not None and not traced
+    if not long:
+        refuse_scores(program)
+    sharing = None
+    if mesh is not None:
+        sharing = share(mesh, program.name, program.structure.jaxpr)
+        if not traced:
+            program, key = sharing.place((program, key))
+    if long:
+        return drive(program, key, progress=progress, interpret=_Draw(sharing), sharing=sharing)
+    compiled = draw_flat if traced else _execute
+    return program.structure.rebuild(compiled(program, key, sharing))
 
 
-def _draw(jaxpr: Any, consts: Any, args: Any, key: Any) -> list[Any]:
-    outs = evaluate(Drawing(), jaxpr, consts, args, key=key).outs
-    return [jnp.asarray(x) for x in outs]
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Draw from flat programs; equal ones share compiled code."""
+
+    sharing: Sharing | None = None
+
+    def __call__(self, jaxpr: Any, consts: Any, args: Any, key: Any) -> list[Any]:
+        outs = evaluate(Drawing(self.sharing), jaxpr, consts, args, key=key).outs
+        outs = [jnp.asarray(x) for x in outs]
+        return outs if self.sharing is None else self.sharing.lay(outs)
 
 
-def draw_flat(program: Program, key: Key) -> list[Any]:
+def draw_flat(program: Program, key: Key, sharing: Sharing | None = None) -> list[Any]:
     """Draw a program's value as flat arrays, without compiling it on its own."""
-    return _draw(program.structure.jaxpr, program.consts, program.args, key)
+    return _Draw(sharing)(program.structure.jaxpr, program.consts, program.args, key)
 
 
-_execute = jax.jit(draw_flat)
+_execute = jax.jit(draw_flat, static_argnums=2)
 
 
 def refuse_scores(program: Program) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from ppl.interpreter import loop_key_of
 from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
+from ppl.semantics.sharding import Sharing
 from ppl.staging import stage
 
 #: The most steps of one compiled call, and the seconds a call should take.
@@ -46,16 +47,22 @@ def drive(
     *,
     progress: bool | None,
     interpret: Callable[..., Any],
+    sharing: Sharing | None = None,
 ) -> Any:
-    """Run a loop in blocks. `interpret(jaxpr, consts, args, key)` gives flat outputs."""
+    """Run a loop in blocks. `interpret(jaxpr, consts, args, key)` gives flat outputs.
+
+    Where devices share the work, `interpret` says how, and the program's arrays are there.
+    """
     loop = program.structure.loop
     assert loop is not None
     args = _arguments(program)
-    start = stage(loop.init, args, name="init")
+    place, gather = (sharing.place, sharing.gather) if sharing else (_same, _same)
+    start = place(stage(loop.init, args, name="init"))
     state = start.structure.rebuild(_initial(interpret, start, key))
-    loop.check(state, *args)
+    loop.check(gather(state), *args)
     step, out = _open(loop.step, _like(state), args)
     emit, _ = _open(loop.emit, out[1], args)
+    step, emit = place((step, emit))
     kept: list[Any] = []
     done, count = 0, 8
     with progress_bar(progress, loop.length, loop.label) as bar:
@@ -68,7 +75,7 @@ def drive(
                 state, outs = _block(
                     interpret, step, emit, state, loop_key_of(key), done, count, keep
                 )
-                outs = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], outs)
+                outs = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], gather(outs))
                 if keep:
                     kept.append(outs)
                 bar.advance(count)
@@ -76,11 +83,17 @@ def drive(
                 # Short blocks for slow models, long ones for fast: no draw depends on it.
                 pace = SECONDS / max(time.perf_counter() - began, 1e-6)
                 count = int(min(max(1, count * min(pace, 8.0)), BLOCK))
+                if sharing and sharing.many_processes:
+                    count = BLOCK  # clocks differ, and all processes have to run the same blocks
         except KeyboardInterrupt:
             if not kept:
                 raise
     joined = jax.tree.map(lambda *xs: np.concatenate(xs), *kept)
     return loop.finish(state, joined, *args)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def _open(fun: Callable[..., Any], first: Any, args: tuple[Any, ...]) -> tuple[Program, Any]:

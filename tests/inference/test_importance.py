@@ -104,7 +104,10 @@ def test_weights_written_out():
 
 def test_absent_proposed_sites_weigh_nothing():
     p = ppl.run(ppl.importance(branching(), 200, proposal=branch_guide()), 0)
+    assert set(p.choices) == {"w", "x", "y"}
     w, x, y = (np.asarray(p.choices[a]) for a in "wxy")
+    np.testing.assert_array_equal(p.present["x"], w > 0)
+    np.testing.assert_array_equal(p.present["y"], w <= 0)
     x = np.where(w > 0, x, 1.0)  # a placeholder where it is absent
     gamma = np.asarray(dist.Gamma(2.0, 2.0).log_prob(x) - dist.Gamma(3.0, 2.0).log_prob(x)) - x
     uniform = np.where((y > 0) & (y < 3), math.log(5 / 3), -np.inf)
@@ -142,6 +145,46 @@ def test_proposals_in_loops():
     joint = jax.vmap(lambda x: ppl.log_density(m(ys), {"x": x}))(p.choices["x"])
     proposed = dist.Normal(0.2, 1.5).log_prob(p.choices["x"]).sum(-1)
     np.testing.assert_allclose(p.log_weights, joint - proposed, rtol=1e-12)
+
+
+def test_a_proposal_in_the_same_loop_reads_the_data():
+    @ppl.model
+    def m(ys):
+        def step(c, y):
+            x = ppl.sample("x", dist.Normal(c, 1.0))
+            ppl.sample("y", dist.Normal(x, 0.5), obs=y)
+            return x, x
+
+        return jax.lax.scan(step, 0.0, ys)[1]
+
+    @ppl.model
+    def q(ys):
+        """Each state given the one before and its datum: precisions 1 and 4."""
+
+        def step(c, y):
+            return ppl.sample("x", dist.Normal((c + 4 * y) / 5, math.sqrt(1 / 5))), None
+
+        jax.lax.scan(step, 0.0, ys)
+
+    ys = np.array([0.1, 0.4, -0.2])
+    p = ppl.run(ppl.importance(m(ys), 4, proposal=q(ys)), 0)
+    assert set(p.choices) == {"x"}
+    joint = jax.vmap(lambda x: ppl.log_density(m(ys), {"x": x}))(p.choices["x"])
+    proposed = jax.vmap(lambda x: ppl.log_density(q(ys), {"x": x}))(p.choices["x"])
+    np.testing.assert_allclose(p.log_weights, joint - proposed, rtol=1e-12)
+    # With one datum it is the posterior.
+    p = ppl.run(ppl.importance(m(ys[:1]), 4, proposal=q(ys[:1])), 0)
+    np.testing.assert_allclose(p.log_evidence, dist.Normal(0.0, math.sqrt(1.25)).log_prob(0.1))
+    np.testing.assert_allclose(p.ess, 4, rtol=1e-12)
+
+
+def test_a_proposal_that_is_never_possible():
+    far = ppl.model(lambda: ppl.sample("u", dist.Uniform(2.0, 3.0)))()
+    near = ppl.model(lambda: ppl.sample("u", dist.Uniform(0.0, 1.0)))()
+    p = ppl.run(ppl.importance(near, 3, proposal=far), 0)
+    np.testing.assert_array_equal(p.log_weights, [-np.inf] * 3)
+    assert p.log_evidence == -np.inf
+    np.testing.assert_array_equal(p.weights, 0.0)
 
 
 def test_programs_with_unbounded_loops():

@@ -1,0 +1,133 @@
+"""`smc`: sequential Monte Carlo on any program that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ppl.errors import ArgumentError, message, named_keywords
+from ppl.inference.moving import require_kernel
+from ppl.inference.particles import Run, Strategy
+from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
+from ppl.inference.particles.lookahead import Lookahead
+from ppl.inference.particles.rejuvenation import Moves, Moving
+from ppl.program import Program, require_program
+from ppl.resampling import Resampling
+from ppl.semantics.guided import guided
+from ppl.semantics.kernel import Kernel
+from ppl.semantics.population import Population
+from ppl.staging import stage
+
+
+@named_keywords
+def smc(
+    program: Program,
+    num_particles: int,
+    resample: str | type[Resampling] = "systematic",
+    ess_threshold: float = 0.5,
+    proposal: Program | None = None,
+    kernel: Kernel | Callable[[Population], Kernel] | None = None,
+    num_moves: int = 1,
+    move_last: bool = False,
+    move_always: bool = True,
+    lookahead: Callable[..., Any] | None = None,
+    trajectories: bool = True,
+) -> Program:
+    """Run particles side by side, and resample them on the way.
+
+    **Meaning.** A population for the program's measure: evidence and weighted sums are unbiased,
+    whatever the scheme, the threshold, the proposal, the potential and the kernel, as long as
+    `move_always` holds; normalised weights make estimates consistent with bias O(1 / N).
+
+    The program is cut where a draw follows a score: between observations of a straight program,
+    and in every iteration of a `scan` that scores, nested ones too. Scores inside another operation
+    (a branch, a `while_loop`) stay together, and a `scan` without scores is one step.
+
+    Args:
+        program: any program.
+        num_particles: number of particles N.
+        resample: name or class of a scheme of `ppl.resampling`.
+        ess_threshold: resample where the effective sample size falls below this part of N; with 1,
+            wherever weights differ; with 0, never.
+        proposal: draws some of the latent addresses instead of the program, as in `ppl.guided`; its
+            scans run in step with the program's.
+        kernel: moves every particle after each step that scores (resample-move). It acts on the
+            trace of the program so far, and must leave any program invariant
+            (`ppl.check.invariant` tells). Or a function that gives such a kernel for the weighted
+            population so far; the evidence then has a bias that vanishes as N grows.
+        num_moves: how often the kernel is applied at each step.
+        move_last: move the choices of the last step only, given what came before: a step then costs
+            the same however many there were. Moves of all choices cost as much as all steps so far.
+        move_always: move at every step; if False, only after resampling. That is cheaper, and
+            biased for finite N: whether particles move then depends on where they are.
+        lookahead: a log potential `lookahead(choices, step)` of the last step's choices by address
+            and of the number of the iteration (auxiliary and twisted filters). Particles are
+            resampled by weight times potential, and divided by it. Potentials more than 50 nats
+            below the largest are raised to that.
+        trajectories: keep all choices, in O(N T) numbers; if False, `choices` is empty and no array
+            has an axis of particles and one of iterations.
+
+    Returns:
+        A program of `Population`. Its `steps` has, for each step that scores, "ess" and
+        "log_evidence" after it, and "resampled", whether particles were resampled before it (with a
+        kernel: before the next). `log_evidence_se` estimates the standard error of the log evidence
+        from the genealogy; it is NaN where all particles have one ancestor.
+
+    Raises:
+        ArgumentError: a setting is out of range, or two exclude one another.
+        AddressError: the proposal draws an address the program does not have, or of another shape.
+        UnsupportedError: a latent site stands in a `while_loop`, where choices are to be kept.
+
+    Source: Gordon, Salmond and Smith (1993); Gilks and Berzuini (2001), moves; Pitt and Shephard
+        (1999), potentials; Lee and Whiteley (2018), standard error; Ścibior et al. (POPL 2018).
+    """
+    require_program("smc", program)
+    count, chosen, threshold = bootstrap_settings("smc", num_particles, resample, ess_threshold)
+    if kernel is not None:
+        require_kernel("smc", kernel, callable(kernel) and not (move_last and _fits(kernel)))
+    if kernel is not None and lookahead is not None:
+        raise ArgumentError(
+            message(
+                "smc got both a kernel and a lookahead",
+                needs="one of them",
+                why="a kernel moves particles after their weights are level, a lookahead before",
+                fix="ppl.smc(program, num_particles, kernel=kernel)",
+            )
+        )
+    if type(num_moves) is not int or num_moves < 1:
+        raise ArgumentError(
+            message(
+                f"smc got num_moves={num_moves!r}", needs="a positive integer", fix="num_moves=1"
+            )
+        )
+    moves = None if kernel is None else Moves(kernel, num_moves, bool(move_last), bool(move_always))
+    source = program if proposal is None else guided(program, proposal, "smc")
+    return stage(
+        _smc,
+        (program, source, count, chosen, threshold, moves, lookahead, bool(trajectories)),
+        name=f"smc({program.name})",
+    )
+
+
+def _fits(kernel: Any) -> bool:
+    return not isinstance(kernel, Kernel)
+
+
+def _smc(
+    program: Program,
+    source: Program,
+    count: int,
+    scheme: type[Resampling],
+    ess_threshold: float,
+    moves: Moves | None,
+    lookahead: Callable[..., Any] | None,
+    trajectories: bool,
+) -> Population:
+    strategy: Strategy = Bootstrap(scheme, ess_threshold)
+    if moves is not None:
+        strategy = Moving(scheme, ess_threshold, moves)
+    elif lookahead is not None:
+        strategy = Lookahead(scheme, ess_threshold, lookahead)
+    remembers = moves is not None and not moves.last_only
+    run = Run(strategy, count, trajectories, remembers=remembers)
+    return run.program(source, shown=program)

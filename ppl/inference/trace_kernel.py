@@ -1,0 +1,78 @@
+"""What the kernels on traces share: settings that are data, addresses, accepting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from ppl import distributions as dist
+from ppl.errors import AddressError, message
+from ppl.semantics.kernel import Kernel
+from ppl.semantics.weighted import Trace
+from ppl.statements import sample
+
+
+class TraceKernel(Kernel):
+    """A kernel with settings: a pytree, so that its arrays are data when it is an argument.
+
+    Two of one class with equal static settings have one structure: staging, and all compiled code,
+    is reused. Subclasses are made by `pytree`, and say in `move` what one move is.
+    """
+
+    operation: ClassVar[str]
+
+    def move(self, trace: Trace) -> Trace:
+        """Draw the next trace; the one given knows its program and its density."""
+        raise NotImplementedError
+
+    def _moved(self, trace: Trace) -> Trace:
+        # The traces of `ppl.trace` leave their density open; old and new must have one structure.
+        return self.move(trace.with_choices({}) if trace._log_density is None else trace)
+
+    @property
+    def __wrapped_model__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return type(self)._moved
+
+    @property
+    def _bound(self) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self,)
+
+    @property
+    def _name(self) -> str:
+        return self.operation
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self  # an object, and no method of a class that holds it
+
+
+def as_addresses(operation: str, addresses: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """Give the addresses as a static setting; that they exist is seen when there is a program."""
+    if addresses is None:
+        return None
+    found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    if not found or not all(isinstance(a, str) for a in found) or len(set(found)) < len(found):
+        raise AddressError(
+            message(
+                f"{operation} got addresses={addresses!r}",
+                needs="one or more different addresses, or None for all",
+                why="a kernel that moves nothing leaves every measure as it is",
+                fix=f'ppl.kernels.{operation}(..., addresses=["x"])',
+            )
+        )
+    return found
+
+
+def accepted(log_ratio: Any) -> Any:
+    """Draw whether a move is accepted: with probability min(1, ratio), and never where it is NaN.
+
+    A ratio that is no number comes from a state without a density; staying is always right.
+    """
+    ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, jnp.minimum(0.0, log_ratio))
+    return sample("accept", dist.Bernoulli(jnp.exp(ratio))) == 1
+
+
+def over(flag: Any, x: Any) -> Any:
+    """Give a flag of elements the trailing axes of their values."""
+    return jnp.reshape(flag, jnp.shape(flag) + (1,) * (jnp.ndim(x) - jnp.ndim(flag)))
