@@ -12,7 +12,12 @@ from ppl.errors import PPLError
 from ppl.inference import kernels
 from ppl.inference.importance import importance
 from ppl.inference.mcmc import mcmc
+from ppl.inference.particle_gibbs import particle_gibbs
+from ppl.inference.pmmh import pmmh
+from ppl.inference.pseudo_marginal import pseudo_marginal
 from ppl.inference.smc import smc
+from ppl.inference.smc2 import smc2
+from ppl.inference.smoothing import smooth
 from ppl.inference.stream import Stream, stream
 from ppl.inference.tempered import tempered_smc
 from ppl.interop.numpyro import from_numpyro
@@ -85,9 +90,12 @@ __all__ = [
     "mask",
     "mcmc",
     "model",
+    "particle_gibbs",
     "plate",
+    "pmmh",
     "posterior_predictive",
     "prior_predictive",
+    "pseudo_marginal",
     "recover",
     "reparam",
     "replay",
@@ -96,6 +104,8 @@ __all__ = [
     "scale",
     "scope",
     "smc",
+    "smc2",
+    "smooth",
     "stream",
     "suspend",
     "tempered_smc",

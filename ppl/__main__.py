@@ -187,29 +187,10 @@ def switch(seen: Any) -> Array:
     return jax.lax.scan(step, 0, seen)[0]
 
 
-@ppl.model
-def particle_filter(seen: Any) -> ppl.Population:
-    """Follow the switch with particles that are moved, weighted and resampled at every step."""
-
-    def step(carry: Any, lit: Any) -> tuple[Any, None]:
-        states, log_weights, log_evidence = carry
-        with ppl.plate("particle", _FEW):
-            ancestors = ppl.sample("ancestor", dist.CategoricalLogits(log_weights))
-            moved = jnp.asarray(_MOVES)[states[ancestors], 1]
-            states = ppl.sample("state", dist.Bernoulli(moved))
-        log_weights = dist.Bernoulli(jnp.asarray(_LIT)[states]).log_prob(lit)
-        gain = jax.nn.logsumexp(log_weights) - jnp.log(_FEW)
-        return (states, log_weights, log_evidence + gain), None
-
-    start = (jnp.zeros(_FEW, int), jnp.zeros(_FEW), 0.0)
-    states, log_weights, log_evidence = jax.lax.scan(step, start, seen)[0]
-    return ppl.Population(states, log_weights, log_evidence, {})
-
-
 def _filter_is_exact() -> Any:
     """Compare the measures of the filter and of its model, in double precision."""
     with jax.enable_x64(True):
-        return ppl.check.preserves(lambda _: particle_filter(_SEEN), switch(_SEEN))
+        return ppl.check.preserves(lambda p: ppl.smc(p, num_particles=_FEW), switch(_SEEN))
 
 
 # --- The picture --------------------------------------------------------------------------------

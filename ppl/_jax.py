@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import core as _core
 from jax._src import effects as _effects
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend import random as _random
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend.core import jaxprs_in_params as _jaxprs_in_params
 from jax.interpreters import ad as _ad
 from jax.interpreters import batching as _batching
 from jax.interpreters import mlir as _mlir
 
 __all__ = [
+    "THREEFRY",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -261,9 +262,13 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, _core.Tracer)
 
 
+#: The name of JAX's default generator.
+THREEFRY = _random.threefry_prng_impl.name
+
+
 def is_threefry(key: Any) -> bool:
     """Tell whether a key is one of JAX's default generator."""
-    return str(jax.random.key_impl(key)) == _random.threefry_prng_impl.name
+    return str(jax.random.key_impl(key)) == THREEFRY
 
 
 def threefry_bits(words: Any, width: int, shape: tuple[int, ...]) -> Any:

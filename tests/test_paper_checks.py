@@ -1,10 +1,17 @@
 """The papers' claims hold, known mistakes are seen, and a claim that fails fails the run."""
 
-import pytest
+import itertools
 
+import numpy as np
+import pytest
+from scipy.special import gammaln
+
+import ppl
 from paper_checks import denotational_validation as validation
+from paper_checks import modular_inference_icfp2018 as modular
 from paper_checks.denotational import distances, metropolis
 from paper_checks.denotational.programs import drawn, may_lack_sites
+from paper_checks.icfp2018 import correctness, exact, models, timing
 
 CLAIMS = {claim.name: claim for claim in validation.claims()}
 SLOW = {"resample", "SMC", "trace MH"}
@@ -59,3 +66,112 @@ def test_a_comparison_by_draws_is_no_exact_check():
 def test_the_slip_of_precedence_has_its_known_long_run(x64):
     """4/9 is 0.8 / (0.8 + 1): up with probability min(1, 4 / 5), down always."""
     assert max(metropolis.long_run(metropolis.precedence, 4 / 9)) < 1e-10
+
+
+# --- Functional programming for modular Bayesian inference --------------------------------------
+
+CHECKS = {check.name: check for check in correctness.checks()}
+SLOW_CHECKS = {name for name in CHECKS if name.startswith("RMSMC")}
+
+
+def test_the_exact_answers_of_the_hmm_are_those_of_enumeration(x64):
+    truth = exact.exact("HMM", 6)
+    measure = ppl.enumerate(models.program("HMM", 6))
+    assert abs(measure.log_evidence - truth.log_evidence) < 1e-10
+    assert np.allclose(measure.normalize().expect(lambda v: v), truth.mean, rtol=0, atol=1e-10)
+
+
+def test_the_exact_evidence_of_topics_is_the_sum_over_all_topics_of_words():
+    """Given the topics of all words, both kinds of probabilities integrate to Dirichlet moments."""
+
+    def moment(counts):
+        """E prod p_i^n_i under the uniform law on the simplex."""
+        size = counts.shape[-1]
+        return np.exp(
+            gammaln(size) + gammaln(1 + counts).sum(-1) - gammaln(size + counts.sum(-1))
+        ).prod()
+
+    documents = models.data("LDA", 2)[0]
+    total = 0.0
+    for topics in itertools.product(range(2), repeat=documents.size):
+        about = np.reshape(topics, documents.shape)
+        of_documents = np.stack([(about == k).sum(1) for k in range(2)], 1)
+        of_words = np.zeros((2, models.VOCABULARY))
+        np.add.at(of_words, (about, documents), 1)
+        total += moment(of_documents) * moment(of_words)
+    assert abs(np.log(total) - exact.exact("LDA", 2).log_evidence) < 1e-10
+
+
+def test_the_exact_answers_of_regression_are_those_of_importance_sampling():
+    """Normal scores of mean zero: each exceeds 5 with a probability below one in a million."""
+    truth = exact.exact("LR", 10)
+    population = ppl.run(ppl.importance(models.program("LR", 10), 200_000), 0)
+    weights = np.exp(np.asarray(population.log_weights, float) - truth.log_evidence)
+    both = weights[:, None] * np.stack([np.ones(len(weights)), np.asarray(population.values)], 1)
+    assert np.abs(correctness._z(both, [1.0, truth.mean])).max() < 5
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_CHECKS else []) for n in CHECKS]
+)
+def test_a_method_is_right_on_the_hmm_and_its_mistake_is_seen(name):
+    """A bound of 5.5 on about 25 scores: a false alarm of one in a million for all of them."""
+    good, text = modular.right(CHECKS[name]._replace(models=("HMM",)), 2000)
+    assert good, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["LR", "LDA"])
+@pytest.mark.parametrize("name", ["MH100", "SMC100", "RMSMC10-1, all steps"])
+def test_a_method_is_right_on_a_model(name, model):
+    assert np.abs(CHECKS[name].scores(model, 1000)).max() < correctness.BOUND
+
+
+def test_every_size_gives_a_program_to_time(monkeypatch):
+    """Times themselves are not tested; moves of all steps are left out where they take too long."""
+    monkeypatch.setattr(timing, "seconds", lambda method: (len(method.sites) + 0.0, 0.5))
+    rows = [*timing.by_length([4, 6000]), *timing.by_samples([10])]
+    sizes = {(r.model, r.method): r.sizes for r in rows}
+    assert sizes["LDA", "MH100"] == [2, 3000]
+    assert sizes["LR", "RMSMC10-1, all steps"] == [4]
+    assert sizes["HMM", "RMSMC"] == [10]
+    assert len(rows) == 3 * 4 + 3 * 3
+
+
+def test_exponents_of_power_laws_and_the_verdict_on_them():
+    sizes = [10, 20, 40, 80]
+    for power in (0.5, 1.0, 1.3):
+        slope, error = timing.exponent(sizes, [0.1 * n**power for n in sizes])
+        assert abs(slope - power) < 1e-10
+        assert error < 1e-10
+        times = timing.Times("LR", "SMC100", sizes, [0.1 * n**power for n in sizes], [1.0] * 4)
+        good, text = modular.grows(times, "length")
+        assert good == (power < modular.STEEPEST)
+        assert f"exponent {power:.2f}" in text
+        assert "monad-bayes (2022) 0.116" in text
+        good, text = modular.grows(times._replace(method="RMSMC10-1, all steps"), "length")
+        assert good
+        assert "verdict  reported" in text
+    assert np.isnan(timing.exponent([1, 2], [1.0, 2.0])[1])
+
+
+def test_seconds_are_those_after_the_first_run():
+    warm, compiling = timing.seconds(ppl.traced(models.program("HMM", 2)), runs=2)
+    assert warm > 0
+    assert compiling > 0
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_one_wrong_outcome_gives_exit_code_one(fine, monkeypatch, capsys):
+    asked = []
+
+    def outcomes(*settings):
+        asked.append(settings)
+        return [(True, "one"), (fine, "two")]
+
+    monkeypatch.setattr(modular, "outcomes", outcomes)
+    assert modular.main(["--fast"]) == (not fine)
+    assert modular.main(["--all"]) == (not fine)
+    assert asked[0] == (modular.FAST_LENGTHS, modular.FAST_SAMPLES, modular.FAST_RUNS)
+    assert asked[1][0] == modular.ALL_LENGTHS
+    assert f"{1 + fine} of 2 claims hold" in capsys.readouterr().out

@@ -1,9 +1,8 @@
-"""Resampling schemes: masses against readings in exact fractions; draws against masses."""
+"""Resampling schemes: masses against readings in exact fractions; sites of them; refusals."""
 
 import collections
 import functools
 import itertools
-import math
 from fractions import Fraction
 
 import hypothesis
@@ -12,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from scipy import stats
 
 import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, DistributionError, UnsupportedError
 from ppl.resampling import SCHEMES, Resampling, offspring, scheme
+from tests.resampling_readings import READINGS, log_of, shares
 
 NAMES = sorted(SCHEMES)
 #: Particles and ancestors; every weighing of these shapes shares what is compiled for it.
@@ -32,115 +31,10 @@ def masses_at(name, size, num):
     return values, jax.jit(lambda log_weights: cls(log_weights, num).log_prob(values))
 
 
-def log_of(weights):
-    return np.array([math.log(w) if w else -np.inf for w in weights])
-
-
 def masses(name, weights, num):
     """Probabilities of all ancestor vectors, for weights that are integers."""
     values, log_mass = masses_at(name, len(weights), num)
     return values, np.exp(np.asarray(log_mass(log_of(weights))))
-
-
-# --- The schemes once more, in fractions ----------------------------------------------------------
-
-
-def normalised(weights):
-    weights = [1] * len(weights) if not any(weights) else weights
-    return [Fraction(w, sum(weights)) for w in weights]
-
-
-def shares(weights, num):
-    """Expected numbers of offspring, exactly."""
-    return [num * w for w in normalised(weights)]
-
-
-def independently(tables):
-    """The law of sorted vectors whose elements are drawn from one table each."""
-    law = collections.Counter()
-    for picks in itertools.product(*[range(len(t)) for t in tables]):
-        law[tuple(sorted(picks))] += math.prod(t[i] for t, i in zip(tables, picks, strict=True))
-    return law
-
-
-def particle_at(point, expected):
-    """The particle in whose interval of the cumulated expected offspring a point lies."""
-    return next(i for i, end in enumerate(itertools.accumulate(expected)) if point < end)
-
-
-def multinomial(expected, num):
-    return independently([[x / num for x in expected] for _ in range(num)])
-
-
-def stratified(expected, num):
-    cuts = sorted({*range(num + 1), *itertools.accumulate(expected)})
-    tables = [[Fraction(0)] * len(expected) for _ in range(num)]
-    for low, high in itertools.pairwise(cuts):
-        tables[math.floor(low)][particle_at((low + high) / 2, expected)] += high - low
-    return independently(tables)
-
-
-def systematic(expected, num):
-    cuts = sorted({Fraction(0), Fraction(1), *(end % 1 for end in itertools.accumulate(expected))})
-    law = collections.Counter()
-    for low, high in itertools.pairwise(cuts):
-        points = [i + (low + high) / 2 for i in range(num)]
-        law[tuple(particle_at(p, expected) for p in points)] += high - low
-    return law
-
-
-def residual(rest):
-    """Copies for whole parts, and another scheme for what is left."""
-
-    def law(expected, num):
-        copies = [math.floor(x) for x in expected]
-        certain = [i for i, k in enumerate(copies) for _ in range(k)]
-        left = num - len(certain)
-        drawn = rest([x - k for x, k in zip(expected, copies, strict=True)], left)
-        return {tuple(sorted([*certain, *more])): p for more, p in drawn.items()}
-
-    return law
-
-
-def ssp(expected, num):
-    """Walk through all outcomes of the pairwise roundings."""
-    law = collections.Counter()
-
-    def walk(j, active, fractions, counts, p):
-        if j == len(expected):
-            assert fractions[active] == 0  # the total is whole
-            law[tuple(i for i, k in enumerate(counts) for _ in range(k))] += p
-            return
-        a, b = fractions[active], fractions[j]
-        step = functools.partial(settle, j, active, fractions, counts)
-        if a + b == 0:
-            step(j, 0, Fraction(0), p)
-        elif a + b < 1:
-            step(j, 0, a + b, p * a / (a + b))
-            step(active, 0, a + b, p * b / (a + b))
-        else:
-            step(active, 1, a + b - 1, p * (1 - b) / (2 - a - b))
-            step(j, 1, a + b - 1, p * (1 - a) / (2 - a - b))
-
-    def settle(j, active, fractions, counts, settled, up, left, p):
-        if p:
-            other = active if settled == j else j
-            fractions = [left if i == other else f for i, f in enumerate(fractions)]
-            counts = [k + up if i == settled else k for i, k in enumerate(counts)]
-            walk(j + 1, other, fractions, counts, p)
-
-    walk(1, 0, [x % 1 for x in expected], [math.floor(x) for x in expected], Fraction(1))
-    return law
-
-
-READINGS = {
-    "multinomial": multinomial,
-    "stratified": stratified,
-    "systematic": systematic,
-    "residual_multinomial": residual(multinomial),
-    "residual_systematic": residual(systematic),
-    "ssp": ssp,
-}
 
 
 def weighings(size):
@@ -160,7 +54,7 @@ def distance(name, reading, weights, num):
     return np.abs(found - wanted).sum() / 2
 
 
-# --- Masses ---------------------------------------------------------------------------------------
+# --- Masses----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("x64")
@@ -211,11 +105,11 @@ def test_what_cannot_be_has_no_mass(name):
     weights = jnp.array([[0.0, -jnp.inf, 1.0], [jnp.nan, 0.0, 0.0], [jnp.inf, 0.0, 0.0]])
     d = SCHEMES[name](weights, validate_args=False)
     bad = jnp.array([[2, 0, 0], [0, 1, 2], [0, 2, 3], [-1, 0, 2]])
-    log_mass = np.asarray(d.log_prob(bad[:, None]))
+    log_mass = np.asarray(jax.jit(d.log_prob)(bad[:, None]))
     assert log_mass.shape == (4, 3)
     assert np.all(log_mass[:, 0] == -np.inf)
     assert np.all(np.isnan(log_mass[:, 1:]))
-    drawn = np.asarray(d.sample(jax.random.key(0), (200,)))
+    drawn = np.asarray(jax.jit(lambda k: d.sample(k, (200,)))(jax.random.key(0)))
     assert drawn.dtype == jnp.result_type(int)
     assert not np.any(drawn[:, 0] == 1)
     assert np.all(drawn[:, 1:] == 0)
@@ -231,95 +125,6 @@ def test_gradients_of_log_masses_hold_no_nan(name):
     grad = jax.jit(jax.grad(total))
     for weights in ([3, 0, 7], [0, 0, 0], [1, 1, 1], [0, 5, 0]):
         assert np.all(np.isfinite(grad(jnp.asarray(log_of(weights), jnp.float32)))), weights
-
-
-# --- Draws ----------------------------------------------------------------------------------------
-
-
-DRAWS, FALSE_ALARM = 50_000, 1e-6
-
-
-def fit(drawn, values, found):
-    """The p-value of draws under masses, rare values taken together; 0 for an impossible one."""
-    index = {v: i for i, v in enumerate(map(tuple, values.tolist()))}
-    seen = np.bincount([index[v] for v in map(tuple, drawn.tolist())], minlength=len(values))
-    wanted = found * len(drawn)
-    if np.any(seen[found == 0]):
-        return 0.0
-    rare = wanted < 10
-    seen = np.append(seen[~rare], seen[rare].sum())
-    wanted = np.append(wanted[~rare], wanted[rare].sum())
-    chi = ((seen - wanted)[wanted > 0] ** 2 / wanted[wanted > 0]).sum()
-    return stats.chi2.sf(chi, max(np.sum(wanted > 0) - 1, 1))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_draws_follow_the_masses(name):
-    """False alarm 1e-6 for each of 8 weighings; the other schemes' draws would be found out."""
-    size, num = 4, 4
-    cls = SCHEMES[name]
-    draw = jax.jit(lambda k, w: cls(w, num).sample(k, (DRAWS,)))
-    cases = [[3, 7, 2, 1], [0, 3, 0, 5], [1, 1, 1, 1], [7, 0, 0, 0]]
-    cases += [[0, 0, 0, 0], [1, 2, 3, 0], [1, 1000, 1, 1], [2, 3, 3, 5]]
-    for k, weights in enumerate(cases):
-        drawn = np.asarray(draw(jax.random.key(k), jnp.asarray(log_of(weights), jnp.float32)))
-        assert drawn.shape == (DRAWS, num)
-        law = READINGS[name](shares(weights, num), num)
-        values = masses_at(name, size, num)[0]
-        wanted = np.array([float(law.get(tuple(v), 0)) for v in values.tolist()])
-        assert fit(drawn, values, wanted) > FALSE_ALARM, weights
-        for other in {*NAMES} - {name} if k == 0 else ():
-            law = READINGS[other](shares(weights, num), num)
-            wrong = np.array([float(law.get(tuple(v), 0)) for v in values.tolist()])
-            same = {name, other} == {"systematic", "residual_systematic"}
-            assert same or fit(drawn, values, wrong) < FALSE_ALARM, other
-
-
-def awkward(size):
-    """Weights that invite rounding: jitter around equality, heavy tails, half of them zero."""
-    rng = np.random.default_rng(0)
-    yield rng.normal(size=size) * 1e-6 - 5
-    yield np.full(size, 0.3)
-    yield rng.normal(size=size) * 8
-    yield np.where(rng.random(size) < 0.5, -np.inf, rng.normal(size=size))
-    yield np.where(np.arange(size) == size // 3, 0.0, -40.0)
-
-
-def check_many(name, size):
-    num = size
-    draw = jax.jit(lambda k, w: SCHEMES[name](w, num).sample(k))
-    for k, log_weights in enumerate(awkward(size)):
-        log_weights = jnp.asarray(log_weights, jnp.float32)
-        drawn = np.asarray(draw(jax.random.key(k), log_weights))
-        assert drawn.shape == (num,)
-        assert np.all(np.diff(drawn) >= 0)
-        assert drawn[0] >= 0
-        counts = np.bincount(drawn, minlength=size)
-        assert len(counts) == size
-        exact = np.exp(np.asarray(log_weights, np.float64))
-        expected = num * exact / exact.sum()
-        assert not np.any(counts[expected == 0])
-        rounding = 1e-6 * (1 + expected)  # of weights in single precision
-        if name == "residual_multinomial":
-            assert np.all(counts >= np.floor(expected - rounding))
-        elif name == "stratified":
-            assert np.all(np.abs(counts - expected) < 2 + rounding)
-        elif name != "multinomial":
-            assert np.all(np.abs(counts - expected) < 1 + rounding)
-        else:
-            z = (counts - expected) / np.sqrt(expected.clip(1e-9))
-            assert np.all(np.abs(z[expected > 10]) < 7.5)  # false alarm below 1e-6 of 1e6 counts
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_many_particles(name):
-    check_many(name, 5000)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_million_particles(name):
-    check_many(name, 1_000_000)
 
 
 # --- As sites -------------------------------------------------------------------------------------
@@ -371,9 +176,8 @@ def test_sites_in_models(name):
             found[tuple(map(tuple, rows)) if isinstance(rows[0], list) else tuple(rows)] += mass
         assert set(found) == {a for a, p in law.items() if p}
         assert max(abs(found[a] - float(p)) for a, p in law.items()) < 1e-10
-        drawn = np.asarray(ppl.run(program, key=0))
-        shown = tuple(map(tuple, drawn.tolist())) if drawn.ndim == 2 else tuple(drawn.tolist())
-        assert found[shown] > 0
+        if model.__name__ in ("lanes", "loop"):  # others compile the same
+            assert found[tuple(map(tuple, ppl.run(program, key=0).tolist()))] > 0
 
 
 @ppl.model

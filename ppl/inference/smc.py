@@ -9,6 +9,7 @@ from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference.moving import require_kernel
 from ppl.inference.particles import Run, Strategy
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
+from ppl.inference.particles.counts import count
 from ppl.inference.particles.lookahead import Lookahead
 from ppl.inference.particles.rejuvenation import Moves, Moving
 from ppl.program import Program, require_program
@@ -82,7 +83,7 @@ def smc(
         (1999), potentials; Lee and Whiteley (2018), standard error; Ścibior et al. (POPL 2018).
     """
     require_program("smc", program)
-    count, chosen, threshold = bootstrap_settings("smc", num_particles, resample, ess_threshold)
+    size, chosen, threshold = bootstrap_settings("smc", num_particles, resample, ess_threshold)
     if kernel is not None:
         require_kernel("smc", kernel, callable(kernel) and not (move_last and _fits(kernel)))
     if kernel is not None and lookahead is not None:
@@ -94,17 +95,12 @@ def smc(
                 fix="ppl.smc(program, num_particles, kernel=kernel)",
             )
         )
-    if type(num_moves) is not int or num_moves < 1:
-        raise ArgumentError(
-            message(
-                f"smc got num_moves={num_moves!r}", needs="a positive integer", fix="num_moves=1"
-            )
-        )
-    moves = None if kernel is None else Moves(kernel, num_moves, bool(move_last), bool(move_always))
+    times = count("smc", "num_moves", num_moves)
+    moves = None if kernel is None else Moves(kernel, times, bool(move_last), bool(move_always))
     source = program if proposal is None else guided(program, proposal, "smc")
     return stage(
         _smc,
-        (program, source, count, chosen, threshold, moves, lookahead, bool(trajectories)),
+        (program, source, size, chosen, threshold, moves, lookahead, bool(trajectories)),
         name=f"smc({program.name})",
     )
 
@@ -116,7 +112,7 @@ def _fits(kernel: Any) -> bool:
 def _smc(
     program: Program,
     source: Program,
-    count: int,
+    num_particles: int,
     scheme: type[Resampling],
     ess_threshold: float,
     moves: Moves | None,
@@ -129,5 +125,5 @@ def _smc(
     elif lookahead is not None:
         strategy = Lookahead(scheme, ess_threshold, lookahead)
     remembers = moves is not None and not moves.last_only
-    run = Run(strategy, count, trajectories, remembers=remembers)
+    run = Run(strategy, num_particles, trajectories, remembers=remembers)
     return run.program(source, shown=program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from ppl import _jax
 from ppl._types import Choices
 from ppl.errors import ArgumentError, UnsupportedError, at, message, named_keywords
 from ppl.inference.moving import Lineage, chains, fitted, require_kernel, traces_of
+from ppl.inference.particles.counts import count
 from ppl.program import Program, inline, require_program
 from ppl.resampling import Resampling, scheme
 from ppl.semantics.kernel import Kernel
@@ -84,9 +84,9 @@ def tempered_smc(
     """
     require_program("tempered_smc", program)
     _check_sites(program)
-    size, length = _count("num_particles", num_particles), 1
+    size, length = count("tempered_smc", "num_particles", num_particles), 1
     if waste_free is not None:
-        length = _count("waste_free", waste_free, 2)
+        length = count("tempered_smc", "waste_free", waste_free, 2)
         _require(
             size % length == 0,
             f"waste_free={length} for {size} particles",
@@ -95,8 +95,10 @@ def tempered_smc(
             f"num_particles={-(-size // length) * length}",
         )
     require_kernel("tempered_smc", kernel, callable(kernel))
-    moves = _Moves(kernel, scheme(resample), size, _count("num_moves", num_moves), length)
-    most = _count("max_temperatures", max_temperatures)
+    moves = _Moves(
+        kernel, scheme(resample), size, count("tempered_smc", "num_moves", num_moves), length
+    )
+    most = count("tempered_smc", "max_temperatures", max_temperatures)
     settings = (_schedule(temperatures), _fraction(ess_threshold), most)
     return stage(_tempered_smc, (program, moves, *settings), name=f"tempered_smc({program.name})")
 
@@ -252,16 +254,6 @@ def _check_sites(program: Program) -> None:
 def _require(fine: Any, got: str, needs: str, why: str, fix: str) -> None:
     if not fine:
         raise ArgumentError(message(f"tempered_smc got {got}", needs=needs, why=why, fix=fix))
-
-
-def _count(name: str, number: Any, least: int = 1) -> int:
-    try:
-        count = least - 1 if isinstance(number, bool) else operator.index(number)
-    except TypeError:
-        count = least - 1
-    needs = f"an integer of at least {least}"
-    _require(count >= least, f"{name}={number!r}", needs, "", f"{name}={max(least, 10)}")
-    return count
 
 
 def _schedule(temperatures: Any) -> Any:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import _jax
+from ppl._types import pytree, static
 from ppl.errors import AddressError, UnsupportedError, at, message
 from ppl.interpreter.placed import placed_sites
 from ppl.primitives import Site, presence, sample_p, score_p
@@ -50,6 +51,36 @@ def loop_key_of(key: Any) -> Any:
     return jax.random.fold_in(key, _LOOP)
 
 
+@pytree
+class Ring:
+    """A region's key, and what is folded into it there: the keys of its sites, and of its loops.
+
+    All are made at once: hashing a hundred numbers costs no more than hashing one.
+    """
+
+    key: Any
+    folded: Any
+    numbers: tuple[int, ...] = static()
+
+    @classmethod
+    def of(cls, key: Any, jaxpr: Any) -> Ring:
+        """Make what a jaxpr will ask for."""
+        placed = [p for p in placed_sites(jaxpr) if p.site.kind == "latent"]
+        numbers = tuple(
+            dict.fromkeys(
+                _LOOP if p.scans or p.whiles else address_hash(p.site.address) for p in placed
+            )
+        )
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        return cls(key, fold(key, np.asarray(numbers, np.uint32)) if numbers else None, numbers)
+
+    def fold_in(self, number: int) -> Any:
+        """Fold a number into the key."""
+        if number in self.numbers:
+            return self.folded[self.numbers.index(number)]
+        return jax.random.fold_in(self.key, number)
+
+
 class Frame:
     """The state of one region while it is evaluated."""
 
@@ -62,11 +93,11 @@ class Frame:
 
         So conditioning on one site, or interpreting in another way, changes no other draw.
         """
-        return jax.random.fold_in(self.key, address_hash(site.address))
+        return self.key.fold_in(address_hash(site.address))
 
     def loop_key(self) -> Any:
         """The key whose foldings with 0, 1, ... serve a loop's iterations."""
-        return None if self.key is None else loop_key_of(self.key)
+        return None if self.key is None else self.key.fold_in(_LOOP)
 
     def add(self, weight: Any) -> None:
         """Add to the region's weight."""
@@ -152,6 +183,8 @@ def evaluate(
 
     `given` holds, by address, arrays with the site's axes first. The result's records do too.
     """
+    if key is not None and not isinstance(key, Ring):
+        key = Ring.of(key, jaxpr)
     frame = Frame(key, given or {}, interpreter.zero())
     outs = run_region(interpreter, frame, jaxpr, consts, args)
     return Outcome(outs, frame.weight, frame.records)

@@ -17,6 +17,7 @@ from ppl.interpreter.base import (
     Interpreter,
     Outcome,
     Record,
+    Ring,
     evaluate,
     run_region,
     same_shape,
@@ -79,18 +80,20 @@ def _scan_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: Any) ->
         for a, v in below(frame, params["jaxpr"]).items()
     }
     key, region = frame.loop_key(), child(interpreter, params["jaxpr"])
+    if key is not None:  # the keys of all iterations, at once
+        steps = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(params["length"]))
+        key = jax.vmap(lambda k: Ring.of(k, _jax.open_jaxpr(params["jaxpr"])[0]))(steps)
 
     def body(state: Any, x: Any) -> Any:
-        (carry, weight), (i, given, x) = state, x
-        step_key = None if key is None else jax.random.fold_in(key, i)
-        outs, more, records = region(step_key, given, [*consts, *carry, *x])
+        (carry, weight), (key, given, x) = state, x
+        outs, more, records = region(key, given, [*consts, *carry, *x])
         weight = jax.tree.map(jnp.add, weight, more)
         return (outs[:num_carry], weight), (outs[num_carry:], records)
 
     (carry, weight), (ys, records) = jax.lax.scan(
         body,
         (init, interpreter.zero()),
-        (jnp.arange(params["length"]), given, xs),
+        (key, given, xs),
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],

@@ -50,14 +50,18 @@ def _plus(a: Any, b: Any) -> Any:
 def cumulate(x: Any, total: Any) -> Any:
     """Cumulate nonnegative numbers, scaled to the given total, as wholes and 32-bit fractions.
 
-    The last sum is the total exactly. What rounding left over is the largest number's.
+    The last sum is the total exactly. What rounding made of the scaled numbers' sum is put right in
+    proportion; what little is left then is the largest number's.
     """
     mass = jnp.sum(x)
     x = x * jnp.where(mass > 0, total / mass, 0.0)
     whole = jnp.floor(x)
     parts = whole.astype(jnp.int32), ((x - whole) * 2.0**32).astype(jnp.uint32)
-    low = cumsum(parts[1])
-    high = cumsum(parts[0] + (low < parts[1]))  # a sum that wrapped around carries
+    missing = jnp.sum(total / x.size - x) / jnp.maximum(total, 1)
+    share = (x * missing * 2.0**32).astype(jnp.int32)
+    high, low = _plus(parts, (share >> 31, share.astype(jnp.uint32)))
+    sums = cumsum(low)
+    high, low = cumsum(high + (sums < low)), sums  # a sum that wrapped around carries
     rest = total - high[-1] - (low[-1] > 0), jnp.uint32(0) - low[-1]
     later = jnp.arange(x.size) >= jnp.argmax(x)
     return _plus((high, low), tuple(jnp.where(later, r, jnp.zeros_like(r)) for r in rest))

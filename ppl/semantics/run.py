@@ -22,11 +22,23 @@ from ppl.program import Program, require_program
 from ppl.semantics.sharding import Sharing, share
 from ppl.semantics.suspended import drive
 
-
 #: Distributions that draw with one call for random bits; some of the others insist on JAX's keys.
 _BY_BITS = frozenset(
-    "Normal Uniform Exponential Laplace Cauchy HalfNormal HalfCauchy Logistic Gumbel LogNormal "
-    "Bernoulli Categorical MultivariateNormal".split()
+    [
+        "Normal",
+        "Uniform",
+        "Exponential",
+        "Laplace",
+        "Cauchy",
+        "HalfNormal",
+        "HalfCauchy",
+        "Logistic",
+        "Gumbel",
+        "LogNormal",
+        "Bernoulli",
+        "Categorical",
+        "MultivariateNormal",
+    ]
 )
 
 
@@ -65,8 +77,9 @@ def run(
 
     **Meaning.** One draw of the return value from the program's probability. A program whose
     outermost structure is a long loop (`ppl.mcmc`) runs in blocks from the host: with a progress
-    bar, and Ctrl-C returns what is there. Draws do not depend on `progress`. Nor do they on `mesh`,
-    but that devices may sum in another order, and round otherwise.
+    bar, and Ctrl-C returns what is there. Draws do not depend on `progress`, nor, up to rounding,
+    on `mesh`: devices sum in another order, which in single precision can move an ancestor, and all
+    that follows from it, to a neighbour.
 
     Args:
         program: a program without open scores.
@@ -74,12 +87,13 @@ def run(
         progress: show a progress bar; None shows one in terminals and notebooks.
         checkpoint: not supported yet for any program; must be None.
         mesh: devices that share the work: each takes an equal part of the outermost `vmap` or plate
-            of every draw that they divide, such as particles and chains; what they do not divide
-            each of them computes in whole. None uses one device. With several processes, each makes
-            the same call.
+            of a draw, such as particles or chains, where the number is a multiple of theirs; the
+            rest, and data, each of them has in whole. None uses one device. With several
+            processes, each makes the same call.
 
     Returns:
-        What the model returned. On a mesh its arrays lie over the devices.
+        What the model returned. On a mesh its arrays lie over the devices; those of other processes
+        `jax.experimental.multihost_utils.process_allgather` brings together.
 
     Raises:
         ArgumentError: `mesh` is not one, or its devices divide no draw of the program.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import jax.numpy as jnp
 
 from ppl.errors import ArgumentError, message
 from ppl.inference.particles.cloud import Cloud, Weights, choose_cloud, resample
+from ppl.inference.particles.counts import count
 from ppl.inference.particles.run import Place, Run, Strategy
 from ppl.interpreter import Interpreter
 from ppl.resampling import Resampling, scheme
@@ -45,28 +45,17 @@ def bootstrap_settings(
     operation: str, num_particles: Any, resample: Any, ess_threshold: Any
 ) -> tuple[int, type[Resampling], float]:
     """Check the settings that bootstrap filters have in common."""
-    try:
-        count = operator.index(num_particles)
-    except TypeError:
-        count = 0
+    number = count(operation, "num_particles", num_particles)
     try:
         threshold = float(ess_threshold)
     except (TypeError, ValueError):
         threshold = -1.0
-    for holds, given, needs, fix in [
-        (
-            count >= 1,
-            f"num_particles={num_particles!r}",
-            "a positive integer",
-            "num_particles=1000",
-        ),
-        (
-            0 <= threshold <= 1,
-            f"ess_threshold={ess_threshold!r}",
-            "a share of the particles, from 0 (never resample) to 1 (always)",
-            "ess_threshold=0.5",
-        ),
-    ]:
-        if not holds:
-            raise ArgumentError(message(f"{operation} got {given}", needs=needs, fix=fix))
-    return count, scheme(resample), threshold
+    if not 0 <= threshold <= 1:
+        raise ArgumentError(
+            message(
+                f"{operation} got ess_threshold={ess_threshold!r}",
+                needs="a share of the particles, from 0 (never resample) to 1 (always)",
+                fix="ess_threshold=0.5",
+            )
+        )
+    return number, scheme(resample), threshold

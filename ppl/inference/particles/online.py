@@ -42,7 +42,6 @@ class State(NamedTuple):
     common: dict[str, Any]
     weights: Weights
     evidence: tuple[Any, Any]
-    resamplings: Any
 
     @property
     def log_evidence(self) -> Any:
@@ -105,7 +104,7 @@ class Online:
         """Run what comes before the loop, given all inputs but the rows."""
         run, env = self.run(), dict(zip(self.inputs, inputs, strict=True))
         cloud = Cloud({START: jnp.arange(self.count)}, Weights.equal(self.count))
-        outs, cloud, stats = run.region(self.first, env, cloud, {})
+        outs, cloud, _ = run.region(self.first, env, cloud, {})
         own = {k: x for k, x in cloud.values.items() if isinstance(k, str)}
         common = {}
         names = self.names + [f"late {i}" for i in range(len(self.late))]
@@ -117,8 +116,8 @@ class Online:
             else:
                 common[name] = out
         zero = jnp.zeros_like(cloud.weights.log_mean)
-        state = State(jnp.zeros((), int), own, common, cloud.weights, (zero, zero), 0)
-        return _settled(state, jnp.sum(stats["resampled"], dtype=int))
+        state = State(jnp.zeros((), int), own, common, cloud.weights, (zero, zero))
+        return _settled(state)
 
     def step(self, state: State, row: Sequence[Any]) -> tuple[State, Records, Stats]:
         """Take all particles through one iteration, given what is scanned."""
@@ -145,7 +144,7 @@ class Online:
         latest = {k: x for k, x in cloud.values.items() if _is_record(k) and k not in own}
         stats = {**stats, "log_evidence": sum(state.evidence) + stats["log_evidence"]}
         state = state._replace(steps=state.steps + 1, own=own, common=common, weights=cloud.weights)
-        return _settled(state, jnp.sum(stats["resampled"], dtype=int)), latest, stats
+        return _settled(state), latest, stats
 
     def finish(self, state: State, latest: Records | None) -> Population:
         """Run what comes after the loop, if it can be known, and give the particles."""
@@ -172,7 +171,6 @@ class Online:
         records = {k[1:]: x for k, x in cloud.values.items() if _is_record(k)}
         latents = [s.address for s in self.structure.sites if s.address in records]
         records = {a: records[a] for a in latents if self.structure.sites[a].kind == "latent"}
-        resamplings = state.resamplings + weights.resampled
         return Population(
             outs,
             weights.log_weights,
@@ -181,6 +179,7 @@ class Online:
             None,
             relative_error(weights, cloud.values[START]),
             {a: r.present for a, r in records.items() if r.present is not None},
+            families=cloud.values[START],
         )
 
     def _wide(self, x: Any) -> Any:
@@ -193,7 +192,7 @@ def online(*settings: Any) -> Online:
     return Online(*settings)
 
 
-def _settled(state: State, resamplings: Any) -> State:
+def _settled(state: State) -> State:
     """Move what resampling took out of the weights into the evidence, with the rounding error."""
     (high, low), more = state.evidence, state.weights.log_evidence
     total = high + more
@@ -203,7 +202,6 @@ def _settled(state: State, resamplings: Any) -> State:
     return state._replace(
         weights=weights,
         evidence=(total, low + error),
-        resamplings=state.resamplings + resamplings,
     )
 
 
