@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -167,7 +168,7 @@ class Population:
         """
         self._require_mass("resample")
         count = self.num_particles if num is None else num
-        ancestors = SystematicResampling(self.log_weights, num=count).sample(as_key(key))
+        ancestors = _ancestors(self.log_weights, as_key(key), count)
         return {a: x[ancestors] for a, x in self.choices.items()}
 
     def summary(
@@ -302,3 +303,8 @@ class Population:
 
     def _repr_html_(self) -> str:
         return f"<p>{self._evidence}</p>{self.summary()._repr_html_()}"
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _ancestors(log_weights: Any, key: Any, num: int) -> Any:
+    return SystematicResampling(log_weights, num=num).sample(key)
