@@ -1,0 +1,86 @@
+"""How long do the runs take, and how does that grow?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import ppl
+from paper_checks.icfp2018.methods import METHODS
+from paper_checks.icfp2018.models import DOCUMENTS, MODELS, program
+
+#: Moves of all steps cost the square of their number; beyond this the check would take too long.
+MOST_STEPS = 1000
+#: The sizes at which the paper varies the number of samples (LDA: 5 documents, 50 words in all).
+SAMPLES_AT = {"LR": 50, "HMM": 20, "LDA": 10}
+
+
+class Times(NamedTuple):
+    """Seconds of one method on one model by size: warm, and for the first run on top of that."""
+
+    model: str
+    method: str
+    sizes: list[int]
+    warm: list[float]
+    compiling: list[float]
+
+
+def seconds(method: ppl.Program, runs: int = 20, enough: float = 1.0) -> tuple[float, float]:
+    """Give the shortest time of some runs, and how much longer the first one took."""
+    found: list[float] = []
+    while len(found) <= runs and (len(found) < 2 or sum(found[1:]) < enough):
+        begun = time.perf_counter()
+        jax.block_until_ready(ppl.run(method, len(found)))
+        found.append(time.perf_counter() - begun)
+    warm = min(found[1:])
+    return warm, found[0] - warm
+
+
+def _times(
+    model: str, method: str, sizes: Sequence[int], at: Callable[[int], ppl.Program]
+) -> Times:
+    found = [seconds(at(size)) for size in sizes]
+    warm, compiling = (list(column) for column in zip(*found, strict=True))
+    return Times(model, method, list(sizes), warm, compiling)
+
+
+def by_length(lengths: Sequence[int]) -> Iterable[Times]:
+    """Time all methods on all models; documents of LDA have half of a length each."""
+    for model in MODELS:
+        for method in METHODS:
+            sizes = [n // 2 for n in lengths] if model == "LDA" else list(lengths)
+            steps = DOCUMENTS if model == "LDA" else 1
+            if not method.linear:
+                sizes = [n for n in sizes if n * steps <= MOST_STEPS]
+            yield _times(
+                model, method.name, sizes, lambda n, m=model, at=method.at: at(program(m, n))
+            )
+
+
+def by_samples(samples: Sequence[int]) -> Iterable[Times]:
+    """Time all methods of linear cost with more and more samples."""
+    for model, length in SAMPLES_AT.items():
+        source = program(model, length)
+        for method in METHODS:
+            if method.linear:
+                yield _times(
+                    model,
+                    method.family,
+                    samples,
+                    lambda n, p=source, spend=method.with_samples: spend(p, n),
+                )
+
+
+def exponent(sizes: Sequence[int], warm: Sequence[float]) -> tuple[float, float]:
+    """Fit log time over log size: the slope and its standard error (NaN with two sizes)."""
+    x, y = np.log(sizes), np.log(warm)
+    x = x - x.mean()
+    slope = float(x @ y / (x @ x))
+    rest = y - y.mean() - slope * x
+    free = len(x) - 2
+    return slope, math.sqrt(float(rest @ rest) / free / float(x @ x)) if free else math.nan
