@@ -7,7 +7,8 @@ falls short of Kalman's by about s^2 / 2 on average. `particles` and `blackjax` 
 what is not installed is left out, with a message.
 
 All resample systematically, at an effective sample size below half of the particles, keep no
-trajectories and return the log evidence. BlackJAX (1.7) has no filter for state-space models and no
+trajectories and return the log evidence; `particles` and `ppl.smc` also note effective sample size
+and evidence at every step. BlackJAX (1.7) has no filter for state-space models and no
 adaptive resampling; from its `smc.base.step` one can be put together that resamples at every step.
 """
 
@@ -172,7 +173,6 @@ def particles_filter(m: Any, num_particles: int, seed: int) -> float:
         N=num_particles,
         resampling="systematic",
         ESSrmin=0.5,
-        collect="off",
     )
     run.run()
     return run.logLt

@@ -34,7 +34,7 @@ from paper_checks.icfp2018 import correctness, timing
 from paper_checks.icfp2018.timing import Times
 
 STEEPEST = 1.15
-LENGTHS, SAMPLES, RUNS = (100, 200, 500, 1000), (100, 300, 1000), 4000
+LENGTHS, SAMPLES, RUNS = (100, 200, 500, 1000), (100, 300, 1000), 2000
 ALL_LENGTHS, ALL_SAMPLES = (10, *range(100, 1001, 100)), tuple(range(100, 1001, 100))
 FAST_LENGTHS, FAST_SAMPLES, FAST_RUNS = (100, 400), (100, 400), 1000
 #: Seconds at length 500. monad-bayes (2022), by its authors; and by others, with other models.

@@ -129,7 +129,9 @@ def test_a_method_is_right_on_a_model(name, model):
 
 def test_every_size_gives_a_program_to_time(monkeypatch):
     """Times themselves are not tested; moves of all steps are left out where they take too long."""
-    monkeypatch.setattr(timing, "seconds", lambda method: (len(method.sites) + 0.0, 0.5))
+    monkeypatch.setattr(
+        timing, "seconds", lambda methods: ([1.0 * len(m.sites) for m in methods],) * 2
+    )
     rows = [*timing.by_length([4, 6000]), *timing.by_samples([10])]
     sizes = {(r.model, r.method): r.sizes for r in rows}
     assert sizes["LDA", "MH100"] == [2, 3000]
@@ -156,9 +158,11 @@ def test_exponents_of_power_laws_and_the_verdict_on_them():
 
 
 def test_seconds_are_those_after_the_first_run():
-    warm, compiling = timing.seconds(ppl.traced(models.program("HMM", 2)), runs=2)
-    assert warm > 0
-    assert compiling > 0
+    warm, compiling = timing.seconds(
+        [ppl.traced(models.program("HMM", n)) for n in (2, 3)], rounds=2
+    )
+    assert len(warm) == len(compiling) == 2
+    assert min(warm + compiling) > 0
 
 
 @pytest.mark.parametrize("fine", [True, False])

@@ -30,22 +30,31 @@ class Times(NamedTuple):
     compiling: list[float]
 
 
-def seconds(method: ppl.Program, runs: int = 20, enough: float = 1.0) -> tuple[float, float]:
-    """Give the shortest time of some runs, and how much longer the first one took."""
-    found: list[float] = []
-    while len(found) <= runs and (len(found) < 2 or sum(found[1:]) < enough):
+def seconds(
+    methods: Sequence[ppl.Program], rounds: int = 20, enough: float = 1.5
+) -> tuple[list[float], list[float]]:
+    """Give the shortest time of some runs, and how much longer the first one took.
+
+    The methods run by turns, so that a busy machine slows all of them.
+    """
+
+    def once(method: ppl.Program, key: int) -> float:
         begun = time.perf_counter()
-        jax.block_until_ready(ppl.run(method, len(found)))
-        found.append(time.perf_counter() - begun)
-    warm = min(found[1:])
-    return warm, found[0] - warm
+        jax.block_until_ready(ppl.run(method, key))
+        return time.perf_counter() - begun
+
+    first = np.array([once(method, 0) for method in methods])
+    found: list[list[float]] = []
+    while len(found) < rounds and sum(map(sum, found)) < enough:
+        found.append([once(method, 1 + len(found)) for method in methods])
+    warm = np.min(found, axis=0)
+    return warm.tolist(), (first - warm).tolist()
 
 
 def _times(
     model: str, method: str, sizes: Sequence[int], at: Callable[[int], ppl.Program]
 ) -> Times:
-    found = [seconds(at(size)) for size in sizes]
-    warm, compiling = (list(column) for column in zip(*found, strict=True))
+    warm, compiling = seconds([at(size) for size in sizes])
     return Times(model, method, list(sizes), warm, compiling)
 
 

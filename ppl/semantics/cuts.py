@@ -33,6 +33,12 @@ class Piece:
     draws: bool
     scores: bool
 
+    @functools.cached_property
+    def latents(self) -> frozenset[str]:
+        """The addresses that are drawn here."""
+        sites = (s for eqn in self.jaxpr.eqns for s in sites_in(eqn))
+        return frozenset(s.address for s in sites if s.kind == "latent")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:

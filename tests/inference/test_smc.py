@@ -127,7 +127,7 @@ def flipping(address):
 
 
 def potential(choices, step):
-    return sum(jnp.sum(0.7 * (step + 1.0) * x) for x in choices.values())
+    return sum((jnp.sum(0.7 * (step + 1.0) * x) for x in choices.values()), jnp.zeros(()))
 
 
 # --- The measure, exactly -----------------------------------------------------------------------
@@ -154,6 +154,27 @@ def test_random_programs_keep_their_measure(program, ess_threshold, resample):
     report = ppl.check.preserves(
         lambda p: ppl.extract(ppl.smc(p, 2, resample, ess_threshold=ess_threshold)), program
     )
+    assert report.passed, report
+
+
+tiny = ppl.check.programs(size=3, max_worlds=4, latents=(1, 2), observations=True)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=8, database=None)
+@hypothesis.given(tiny, st.booleans())
+def test_random_programs_keep_their_measure_under_moves(program, last):
+    hypothesis.assume(program.latents)
+    q = ppl.smc(program, 2, kernel=ppl.kernels.single_site(), move_last=last, ess_threshold=0.7)
+    report = ppl.check.equal(ppl.extract(q), program)
+    assert report.passed, report
+
+
+@hypothesis.settings(max_examples=12, database=None)
+@hypothesis.given(ppl.check.programs(size=6, max_worlds=8, observations=True))
+def test_random_programs_keep_their_measure_under_potentials(program):
+    q = ppl.smc(program, 2, "stratified", ess_threshold=0.9, lookahead=potential)
+    report = ppl.check.equal(ppl.extract(q), program)
     assert report.passed, report
 
 
@@ -192,6 +213,30 @@ def test_moving_only_after_resampling_is_biased():
         q = ppl.smc(one_coin(), 2, kernel=kernel, ess_threshold=1, move_always=always)
         report = ppl.check.equal(ppl.extract(q), one_coin())
         assert report.passed is always
+
+
+@ppl.model
+def noted(seen):
+    """Deterministics among the choices, alone and in the loop."""
+    with ppl.plate("note", 2) as index:
+        ppl.deterministic("index", index)
+    x = ppl.sample("x", dist.Bernoulli(0.4))
+
+    def step(x, y):
+        odds = ppl.deterministic("odds", 0.2 + 0.5 * x)
+        x = ppl.sample("z", dist.Bernoulli(odds))
+        ppl.sample("y", dist.Bernoulli(0.3 + 0.4 * x), obs=y)
+        return x, None
+
+    return jax.lax.scan(step, x, seen)[0]
+
+
+def test_deterministics_are_no_choices():
+    program = noted(np.array([1, 0]))
+    for options in ({"lookahead": potential}, {"kernel": flipping("z")}):
+        q = ppl.smc(program, 2, ess_threshold=1, **options)
+        same(ppl.extract(q), ppl.enumerate(program))
+        assert set(ppl.run(q, 0).choices) == {"x", "z"}
 
 
 class _Losing(Bootstrap):

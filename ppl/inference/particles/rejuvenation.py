@@ -13,7 +13,7 @@ from ppl.inference.particles.history import choices_at, program_up_to, record_of
 from ppl.inference.particles.run import Place, Run, Strategy, bind, held_at
 from ppl.interpreter import Interpreter
 from ppl.resampling import Resampling
-from ppl.semantics.cuts import Piece, sites_in
+from ppl.semantics.cuts import Piece
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Recording, Trace
 from ppl.staging import stage
@@ -74,6 +74,8 @@ class Moving(Strategy):
         """Move all choices so far."""
         program = program_up_to(run.flat, place, cloud.values)
         choices, weights = choices_at(place, cloud.values), cloud.weights
+        if not choices:
+            return cloud
         particles = Population(None, weights.log_weights, weights.log_mean, choices, program)
         kernel = fitted("smc", self.moves.kernel, particles)
         count = self.moves.num_moves
@@ -86,7 +88,7 @@ class Moving(Strategy):
         part, values = place.part, cloud.values
         assert isinstance(part, Piece)
         own = [v for v in part.inputs if v in place.entry.values]
-        here = [s.address for eqn in part.jaxpr.eqns for s in sites_in(eqn) if s.kind == "latent"]
+        here = sorted(part.latents)
         if not here:
             return cloud
 

@@ -214,6 +214,8 @@ class Run:
         values = {**cloud.values, **dict(zip(part.outputs, outs, strict=True))}
         if self.trajectories or self.strategy.records:
             for address, record in records.items():
+                if address not in part.latents:  # a deterministic is no choice
+                    continue
                 old = values.get(held_at(address))
                 values[held_at(address)] = record if old is None else merge_records(old, record)
         weights = cloud.weights.times(log_factor) if part.scores else cloud.weights
