@@ -12,7 +12,7 @@ import numpy as np
 
 import ppl
 from paper_checks.icfp2018.methods import METHODS
-from paper_checks.icfp2018.models import DOCUMENTS, MODELS, program
+from paper_checks.icfp2018.models import DOCUMENTS, program
 
 #: Moves of all steps cost the square of their number; beyond this the check would take too long.
 MOST_STEPS = 1000
@@ -58,9 +58,9 @@ def _times(
     return Times(model, method, list(sizes), warm, compiling)
 
 
-def by_length(lengths: Sequence[int]) -> Iterable[Times]:
-    """Time all methods on all models; documents of LDA have half of a length each."""
-    for model in MODELS:
+def by_length(models: Iterable[str], lengths: Sequence[int]) -> Iterable[Times]:
+    """Time all methods; documents of LDA have half of a length each."""
+    for model in models:
         for method in METHODS:
             sizes = [n // 2 for n in lengths] if model == "LDA" else list(lengths)
             steps = DOCUMENTS if model == "LDA" else 1
@@ -71,10 +71,10 @@ def by_length(lengths: Sequence[int]) -> Iterable[Times]:
             )
 
 
-def by_samples(samples: Sequence[int]) -> Iterable[Times]:
+def by_samples(models: Iterable[str], samples: Sequence[int]) -> Iterable[Times]:
     """Time all methods of linear cost with more and more samples."""
-    for model, length in SAMPLES_AT.items():
-        source = program(model, length)
+    for model in models:
+        source = program(model, SAMPLES_AT[model])
         for method in METHODS:
             if method.linear:
                 yield _times(
