@@ -1,5 +1,7 @@
 """What every test shares: where it runs, precision, reference posteriors, Hypothesis settings."""
 
+import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,26 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("deterministic")
+
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Forget compiled code before the process has too many memory maps.
+
+    XLA maps each piece of compiled code, and Linux allows a process 65,530 maps: the compilation
+    that comes to that many crashes.
+    """
+    yield
+    if next(_tests) % 20 == 0 and MAPS.exists():
+        with MAPS.open("rb") as lines:
+            many = sum(1 for _ in lines)
+        if many > MOST_MAPS:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture
