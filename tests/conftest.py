@@ -27,7 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("deterministic")
 
 
-MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
 _tests = itertools.count(1)
 
 
@@ -39,7 +39,7 @@ def few_memory_maps() -> Iterator[None]:
     that comes to that many crashes.
     """
     yield
-    if next(_tests) % 20 == 0 and MAPS.exists():
+    if next(_tests) % 4 == 0 and MAPS.exists():
         with MAPS.open("rb") as lines:
             many = sum(1 for _ in lines)
         if many > MOST_MAPS:
