@@ -10,7 +10,6 @@ come into being, or go: a chain in the set of states with the same held sites.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -167,21 +166,3 @@ def numbers(operation: str, name: str, setting: Any, fix: str) -> Array:
             )
         )
     return jnp.asarray(array, jnp.result_type(float))
-
-
-def positive_count(operation: str, num_steps: Any) -> int:
-    """Check a static number of steps."""
-    try:
-        count = operator.index(num_steps)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ArgumentError(
-            message(
-                f"{operation} got num_steps={num_steps!r}",
-                needs="a positive integer",
-                why="the number of steps is part of the program's structure",
-                fix="num_steps=10",
-            )
-        )
-    return count

@@ -14,7 +14,8 @@ from ppl import _jax
 from ppl import distributions as dist
 from ppl._types import Scalar, pytree, static
 from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.coordinates import coordinates, fit, numbers, positive_count
+from ppl.inference.coordinates import coordinates, fit, numbers
+from ppl.inference.counts import count
 from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
@@ -70,7 +71,7 @@ def hmc(
         step_size,
         inverse_mass,
         as_addresses("hmc", addresses),
-        positive_count("hmc", num_steps),
+        count("hmc", "num_steps", num_steps),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ppl.errors import ArgumentError, message, named_keywords
+from ppl.errors import named_keywords
+from ppl.inference.counts import count
 from ppl.interpreter import evaluate
 from ppl.program import Program, require_program
 from ppl.semantics.guided import guided
@@ -49,22 +49,11 @@ def importance(program: Program, num_particles: int, proposal: Program | None = 
         UnsupportedError: a proposed site stands in a `while_loop`, in a branch of the proposal, or
             is masked.
     """
-    try:
-        count = operator.index(num_particles)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ArgumentError(
-            message(
-                f"importance got num_particles={num_particles!r}",
-                needs="a positive integer",
-                fix="num_particles=1000",
-            )
-        )
+    number = count("importance", "num_particles", num_particles)
     require_program("importance", program)
     if proposal is not None:
         require_program("importance", proposal)
-    return stage(_importance, (program, count, proposal), name=f"importance({program.name})")
+    return stage(_importance, (program, number, proposal), name=f"importance({program.name})")
 
 
 def _importance(program: Program, num_particles: int, proposal: Program | None) -> Population:

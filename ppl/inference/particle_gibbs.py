@@ -12,9 +12,9 @@ import numpy as np
 from ppl._types import Choices
 from ppl.errors import ArgumentError, InitializationError, check_addresses, message, named_keywords
 from ppl.inference.conditional import ConditionalSMC, conditional_smc
+from ppl.inference.counts import count
 from ppl.inference.particles import Run
 from ppl.inference.particles.bootstrap import Bootstrap
-from ppl.inference.particles.counts import count
 from ppl.inference.particles.future import choose_particle
 from ppl.inference.trace_kernel import as_addresses
 from ppl.program import Loop, Program, require_program

@@ -16,6 +16,7 @@ from ppl.errors import (
     message,
     named_keywords,
 )
+from ppl.inference.counts import count
 from ppl.inference.particle_marginal import (
     Given,
     Point,
@@ -26,7 +27,6 @@ from ppl.inference.particle_marginal import (
     space_of,
 )
 from ppl.inference.particles.bootstrap import bootstrap_settings
-from ppl.inference.particles.counts import count
 from ppl.inference.pseudo_marginal import Filter, as_parameters, filtered, prior
 from ppl.program import Loop, Program
 from ppl.resampling import Resampling
@@ -52,7 +52,7 @@ def pmmh(
     init: Mapping[str, ArrayLike] | None = None,
     resample: str | type[Resampling] = "systematic",
     ess_threshold: float = 0.5,
-    target_accept: float = 0.234,
+    target_accept: float | None = None,
     trajectories: bool = True,
 ) -> Program:
     """Fit parameters by Markov chains, and estimate their likelihood by a particle filter.
@@ -79,7 +79,8 @@ def pmmh(
             None draws them from the prior, again until an evidence estimate is positive.
         resample: name or class of a scheme of `ppl.resampling`.
         ess_threshold: resample where the effective sample size is below this part of N.
-        target_accept: the acceptance rate that the default proposal's scale is tuned to.
+        target_accept: the acceptance rate that the default proposal's scale is tuned to; None for
+            0.234. Not to be given with a proposal.
         trajectories: keep one particle's choices with each draw; False keeps the parameters alone.
 
     Returns:
@@ -116,7 +117,17 @@ def pmmh(
         skip=warmup,
         label="pmmh",
     )
-    if not 0 < target_accept < 1:
+    if proposal is not None and target_accept is not None:
+        raise ArgumentError(
+            message(
+                f"pmmh got target_accept={target_accept!r} beside a proposal",
+                needs="one of them",
+                why="a proposal of yours has no scale to tune",
+                fix="leave target_accept out",
+            )
+        )
+    accept = 0.234 if target_accept is None else target_accept
+    if not 0 < accept < 1:
         raise ArgumentError(
             message(
                 f"pmmh got target_accept={target_accept!r}",
@@ -133,7 +144,7 @@ def pmmh(
         chains,
         bool(trajectories),
         jnp.asarray(warmup),
-        jnp.asarray(target_accept, jnp.result_type(float)),
+        jnp.asarray(accept, jnp.result_type(float)),
     )
     return loop_program(f"pmmh({program.name})", loop, about)
 

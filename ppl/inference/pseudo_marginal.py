@@ -22,11 +22,10 @@ from ppl.errors import (
 from ppl.inference.particles import Cloud, Place, Run
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
 from ppl.inference.particles.cloud import read
-from ppl.inference.particles.run import bind
 from ppl.primitives import sample_p
 from ppl.program import Program, require_program
 from ppl.resampling import Resampling
-from ppl.semantics.cuts import cut
+from ppl.semantics.cuts import cut, stage_equation
 from ppl.semantics.population import Population
 from ppl.sites import SiteInfo
 from ppl.staging import stage
@@ -154,7 +153,7 @@ def _prior(flat: Program, parameters: tuple[str, ...]) -> Choices:
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*flat.consts, *flat.args], strict=True))
     sites = _drawn(jaxpr, parameters)
     for eqn in _needed(jaxpr, sites):
-        outs = bind(eqn, [read(env, {}, v) for v in eqn.invars])
+        outs = stage_equation(eqn, [read(env, {}, v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
     return {a: env[eqn.outvars[0]] for a, eqn in sites.items()}
 

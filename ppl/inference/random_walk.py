@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike
 from ppl import distributions as dist
 from ppl._types import pytree, static
 from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers, positive_count
+from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
+from ppl.inference.counts import count
 from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Trace
@@ -53,7 +54,7 @@ def random_walk(
     return RandomWalk(
         numbers("random_walk", "scale", scale, "ppl.kernels.random_walk(0.5)"),
         as_addresses("random_walk", addresses),
-        positive_count("random_walk", num_steps),
+        count("random_walk", "num_steps", num_steps),
     )
 
 
@@ -129,7 +130,7 @@ def adapted_random_walk(
         )
     return AdaptedRandomWalk(
         as_addresses("adapted_random_walk", addresses),
-        positive_count("adapted_random_walk", num_steps),
+        count("adapted_random_walk", "num_steps", num_steps),
         float(factor),
     )
 

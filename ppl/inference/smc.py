@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ppl.errors import ArgumentError, message, named_keywords
+from ppl.inference.counts import count
 from ppl.inference.moving import require_kernel
 from ppl.inference.particles import Run, Strategy
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
-from ppl.inference.particles.counts import count
 from ppl.inference.particles.lookahead import Lookahead
 from ppl.inference.particles.rejuvenation import Moves, Moving
 from ppl.program import Program, require_program
@@ -28,17 +28,18 @@ def smc(
     ess_threshold: float = 0.5,
     proposal: Program | None = None,
     kernel: Kernel | Callable[[Population], Kernel] | None = None,
-    num_moves: int = 1,
-    move_last: bool = False,
-    move_always: bool = True,
+    num_moves: int | None = None,
+    move_last: bool | None = None,
+    move_always: bool | None = None,
     lookahead: Callable[..., Any] | None = None,
     trajectories: bool = True,
 ) -> Program:
     """Run particles side by side, and resample them on the way.
 
     **Meaning.** A population for the program's measure: evidence and weighted sums are unbiased,
-    whatever the scheme, the threshold, the proposal, the potential and the kernel, as long as
-    `move_always` holds; normalised weights make estimates consistent with bias O(1 / N).
+    whatever the scheme, the threshold, the proposal, the potential and the kernel, unless particles
+    are moved only after resampling; normalised weights make estimates consistent with bias
+    O(1 / N).
 
     The program is cut where a draw follows a score: between observations of a straight program,
     and in every iteration of a `scan` that scores, nested ones too. Scores inside another operation
@@ -56,23 +57,25 @@ def smc(
             trace of the program so far, and must leave any program invariant
             (`ppl.check.invariant` tells). Or a function that gives such a kernel for the weighted
             population so far; the evidence then has a bias that vanishes as N grows.
-        num_moves: how often the kernel is applied at each step.
-        move_last: move the choices of the last step only, given what came before: a step then costs
-            the same however many there were. Moves of all choices cost as much as all steps so far.
-        move_always: move at every step; if False, only after resampling. That is cheaper, and
-            biased for finite N: whether particles move then depends on where they are.
+        num_moves: how often the kernel is applied at each step; None for once.
+        move_last: if True, move the choices of the last step only, given what came before: a step
+            then costs the same however many there were. Moves of all choices, the default, cost as
+            much as all steps so far.
+        move_always: move at every step, as None does; if False, only after resampling. That is
+            cheaper, and biased for finite N: whether particles move then depends on where they are.
         lookahead: a log potential `lookahead(choices, step)` of the last step's choices by address
             and of the number of the iteration (auxiliary and twisted filters). Particles are
             resampled by weight times potential, and divided by it. Potentials more than 50 nats
             below the largest are raised to that.
-        trajectories: keep all choices, in O(N T) numbers; if False, `choices` is empty and no array
-            has an axis of particles and one of iterations.
+        trajectories: keep all choices, in O(N T) numbers; if False, `choices` is empty, and no
+            array has an axis of particles and one of iterations, unless the program returns what a
+            loop stacks, or a kernel moves all choices so far.
 
     Returns:
         A program of `Population`. Its `steps` has, for each step that scores, "ess" and
         "log_evidence" after it, and "resampled", whether particles were resampled before it (with a
-        kernel: before the next). `log_evidence_se` estimates the standard error of the log evidence
-        from the genealogy; it is NaN where all particles have one ancestor.
+        kernel they may be after the last one too). `log_evidence_se` estimates the standard error
+        of the log evidence from the genealogy; it is NaN where all particles have one ancestor.
 
     Raises:
         ArgumentError: a setting is out of range, or two exclude one another.
@@ -95,8 +98,18 @@ def smc(
                 fix="ppl.smc(program, num_particles, kernel=kernel)",
             )
         )
-    times = count("smc", "num_moves", num_moves)
-    moves = None if kernel is None else Moves(kernel, times, bool(move_last), bool(move_always))
+    settings = {"num_moves": num_moves, "move_last": move_last, "move_always": move_always}
+    given = {name: x for name, x in settings.items() if x is not None}
+    if kernel is None and given:
+        raise ArgumentError(
+            message(
+                f"smc got {', '.join(f'{k}={x!r}' for k, x in given.items())} and no kernel",
+                needs="a kernel for these to be settings of",
+                fix="ppl.smc(program, num_particles, kernel=ppl.kernels.single_site())",
+            )
+        )
+    times = count("smc", "num_moves", 1 if num_moves is None else num_moves)
+    moves = Moves(kernel, times, bool(move_last), move_always is not False) if kernel else None
     source = program if proposal is None else guided(program, proposal, "smc")
     return stage(
         _smc,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl.errors import ArgumentError, message, named_keywords
+from ppl.inference.counts import count
 from ppl.inference.particle_marginal import (
     Point,
     Proposal,
@@ -22,7 +23,6 @@ from ppl.inference.particle_marginal import (
 )
 from ppl.inference.particles import Cloud, Weights, choose_cloud, relative_error, resample
 from ppl.inference.particles.bootstrap import bootstrap_settings, too_uneven
-from ppl.inference.particles.counts import count
 from ppl.inference.pseudo_marginal import (
     Filter,
     Particle,

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ppl.errors import named_keywords
+from ppl.inference.counts import count
 from ppl.inference.particles.backward import History
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
-from ppl.inference.particles.counts import count
 from ppl.inference.particles.future import choose_particle
 from ppl.program import Program, require_program
 from ppl.resampling import Resampling
@@ -46,7 +46,8 @@ def smooth(
 
     Returns:
         A program of `Population`, of M trajectories; `steps` and `log_evidence_se` are the
-        filter's.
+        filter's. All trajectories come from one filter, so that standard errors of expectations
+        are NaN: repeat the run with other keys to learn them.
 
     Raises:
         ArgumentError: a setting is out of range.
@@ -89,4 +90,5 @@ def _smooth(
         filtered.log_evidence_se,
         traces.present,
         filtered.steps,
+        jnp.zeros(num_trajectories, int),  # one family: they share the filter's error
     )

@@ -14,8 +14,8 @@ from jaxtyping import ArrayLike
 from ppl import _jax
 from ppl._types import Choices
 from ppl.errors import ArgumentError, UnsupportedError, at, message, named_keywords
+from ppl.inference.counts import count
 from ppl.inference.moving import Lineage, chains, fitted, require_kernel, traces_of
-from ppl.inference.particles.counts import count
 from ppl.program import Program, inline, require_program
 from ppl.resampling import Resampling, scheme
 from ppl.semantics.kernel import Kernel
@@ -32,10 +32,10 @@ def tempered_smc(
     num_particles: int,
     kernel: Kernel | Callable[[Population], Kernel],
     temperatures: ArrayLike | None = None,
-    ess_threshold: float = 0.5,
+    ess_threshold: float | None = None,
     num_moves: int = 1,
     resample: str | type[Resampling] = "systematic",
-    max_temperatures: int = 100,
+    max_temperatures: int | None = None,
     waste_free: int | None = None,
 ) -> Program:
     """Go from the prior to the posterior through powers of the likelihood.
@@ -56,11 +56,11 @@ def tempered_smc(
         temperatures: increasing powers, above 0 and up to 1; None chooses each so that the
             conditional effective sample size of the next weights, among particles that can have a
             positive one, is a given part of the particles.
-        ess_threshold: that part; of no use to given temperatures.
+        ess_threshold: that part, None for 0.5; not to be given with temperatures.
         num_moves: how often the kernel is applied at each temperature, or in each link of a chain.
         resample: name or class of a scheme of `ppl.resampling`.
-        max_temperatures: most temperatures that are chosen, not given; the last of them is 1
-            whatever the effective sample size.
+        max_temperatures: most temperatures that are chosen, None for 100; the last of them is 1
+            whatever the effective sample size. Not to be given with temperatures.
         waste_free: length P of chains. At each temperature N / P particles are resampled, and all
             the P states that P - 1 links lead through are kept; None keeps the last state only.
 
@@ -98,8 +98,19 @@ def tempered_smc(
     moves = _Moves(
         kernel, scheme(resample), size, count("tempered_smc", "num_moves", num_moves), length
     )
-    most = count("tempered_smc", "max_temperatures", max_temperatures)
-    settings = (_schedule(temperatures), _fraction(ess_threshold), most)
+    _require(
+        temperatures is None or (ess_threshold is None and max_temperatures is None),
+        f"ess_threshold={ess_threshold!r}, max_temperatures={max_temperatures!r} and temperatures",
+        "temperatures, or settings by which they are chosen",
+        "given temperatures leave nothing to choose",
+        "leave temperatures out",
+    )
+    most = 100 if max_temperatures is None else max_temperatures
+    settings = (
+        _schedule(temperatures),
+        _fraction(0.5 if ess_threshold is None else ess_threshold),
+        count("tempered_smc", "max_temperatures", most),
+    )
     return stage(_tempered_smc, (program, moves, *settings), name=f"tempered_smc({program.name})")
 
 
@@ -156,7 +167,15 @@ def _tempered_smc(
     weights = jnp.broadcast_to(state.log_evidence, size)
     error = jnp.sqrt(state.variance)
     return Population(
-        final.value, weights, weights[0], state.choices, program, error, final.present, steps
+        final.value,
+        weights,
+        weights[0],
+        state.choices,
+        program,
+        error,
+        final.present,
+        steps,
+        state.lineage.eve,
     )
 
 

@@ -12,6 +12,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from ppl import _jax
 from ppl.interpreter import placed_sites
 from ppl.primitives import sample_p, score_p
@@ -230,6 +232,12 @@ def _loop_outs(eqn: Any, random: set[Any], shared: frozenset[str]) -> list[bool]
     inner = _random(jaxpr, [False] * len(consts) + flags, shared)
     ys = [not isinstance(v, _jax.Literal) and v in inner for v in jaxpr.outvars[m:]]
     return [*flags[n : n + m], *ys]
+
+
+def stage_equation(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Make an equation part of the model being traced."""
+    arrays = [jnp.asarray(v) for v in values] if eqn.primitive in (sample_p, score_p) else values
+    return _jax.bind_equation(eqn, arrays)
 
 
 # --- Sites --------------------------------------------------------------------------------------

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from ppl import _jax
 from ppl._types import PyTree
-from ppl.interpreter import Interpreter, evaluate, placed_sites
+from ppl.interpreter import Interpreter, evaluate
 from ppl.primitives import sample_p, score_p
 from ppl.program import Program, require_program
+from ppl.semantics.cuts import scores_in, stage_equation
 from ppl.staging import stage
 
 Step = Callable[[PyTree], PyTree]
@@ -119,7 +120,7 @@ class _Pieces:
         """Run equations, drawing and scoring as the program does."""
         for eqn in self.jaxpr.eqns[start:stop]:
             if any(v in self.random for v in eqn.outvars) or _jax.contains_effect(eqn):
-                outs = _stage_equation(eqn, [_read(env, v) for v in eqn.invars])
+                outs = stage_equation(eqn, [_read(env, v) for v in eqn.invars])
                 env.update(zip(eqn.outvars, outs, strict=True))
 
 
@@ -228,24 +229,10 @@ class _Iteration(Interpreter):
 # --- Where to cut -------------------------------------------------------------------------------
 
 
-def _scores(eqn: Any) -> bool:
-    """Tell whether an equation scores, now or inside."""
-    if eqn.primitive in (sample_p, score_p):
-        return _scoring(eqn.params["site"])
-    placed = [p.site for sub in _jax.subjaxprs(eqn) for p in placed_sites(sub)]
-    return any(map(_scoring, placed))
-
-
-def _scoring(site: Any) -> bool:
-    if site.kind in ("observed", "factor"):
-        return True
-    return site.kind == "latent" and site.operands([0] * site.tree.num_leaves).scale is not None
-
-
 def _cuts(jaxpr: Any) -> Any:
     found = False
     for k, eqn in enumerate(jaxpr.eqns):
-        if not _scores(eqn):
+        if not scores_in(eqn):
             continue
         if eqn.primitive.name == "scan":
             for t in range(eqn.params["length"]):
@@ -271,9 +258,3 @@ def _random(jaxpr: Any) -> set[Any]:
 
 def _read(env: dict[Any, Any], atom: Any) -> Any:
     return atom.val if isinstance(atom, _jax.Literal) else env[atom]
-
-
-def _stage_equation(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Make an equation part of the model being traced."""
-    arrays = [jnp.asarray(v) for v in values] if eqn.primitive in (sample_p, score_p) else values
-    return _jax.bind_equation(eqn, arrays)

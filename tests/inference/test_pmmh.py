@@ -182,7 +182,11 @@ def flat():
         (lambda: pmmh(flat(), ["a"], 2), UnsupportedError, 'flat prior at "a".*init='),
         (lambda: pmmh(hmm(DATA), ["a"], 0, flip), ArgumentError, "num_particles=0"),
         (lambda: pmmh(hmm(DATA), ["a"], 2, flip, 0), ArgumentError, "num_samples=0"),
-        (lambda: pmmh(hmm(DATA), ["a"], 2, flip, target_accept=1), ArgumentError, "between 0 and"),
+        (
+            lambda: pmmh(hmm(DATA), ["a"], 2, flip, target_accept=0.3),
+            ArgumentError,
+            "beside a proposal",
+        ),
         (lambda: pmmh(hmm(DATA), ["a"], 2, flip, init={"x": 1}), AddressError, "pmmh.init="),
         (lambda: pmmh(hmm(DATA), ["a"], 2, flip, init=[1]), AddressError, "choices of type list"),
         (lambda: pmmh(hmm(DATA), ["a"], 2, flip, inits=1), ArgumentError, "Did you mean"),

@@ -454,6 +454,33 @@ def test_hidden_markov_forward_backward():
         assert np.abs(z).max() < -stats.norm.ppf(LEVEL / 2 / len(truth))
 
 
+@ppl.model
+def undefined(seen):
+    """The density of what is seen is no number for some states."""
+
+    def step(x, y):
+        x = ppl.sample("x", dist.Bernoulli(0.5))
+        ppl.factor("tilt", jnp.where(x == 1, jnp.nan, -1.0 * y))
+        return x, None
+
+    return jax.lax.scan(step, 0, seen)[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"ess_threshold": 1}, {"ess_threshold": 0}], ids=str)
+def test_weights_that_are_no_numbers_are_said(options):
+    population = ppl.run(ppl.smc(undefined(np.array([0, 1, 1])), 20, **options), 0)
+    assert np.isnan(population.log_evidence)
+    with pytest.raises(ppl.errors.ResultError, match="weights that are NaN or infinite"):
+        population.expect("x")
+
+
+def test_a_potential_that_is_no_number_is_said():
+    never = lambda choices, step: jnp.nan  # noqa: E731
+    population = ppl.run(ppl.smc(PROGRAMS["backwards"](), 4, lookahead=never), 0)
+    with pytest.raises(ppl.errors.ResultError, match="weights that are NaN or infinite"):
+        population.expect("first")
+
+
 def test_a_single_family_knows_no_error():
     population = ppl.run(ppl.smc(zoo.linear_gaussian(np.tile(Y, 5)), 8, ess_threshold=1), 0)
     assert len(np.unique(population.families)) == 1
@@ -472,10 +499,11 @@ def test_a_single_family_knows_no_error():
         ({"ess_threshold": 1.5}, r"ess_threshold=1.5; needs a share"),
         ({"resample": "systemic"}, r"systemic.*systematic"),
         ({"kernel": 3}, r"smc got the kernel 3; needs a Kernel"),
-        ({"num_moves": 0}, r"num_moves=0; needs a positive integer"),
+        ({"kernel": flipping("a"), "num_moves": 0}, r"num_moves=0; needs a positive integer"),
         ({"kernel": flipping("a"), "lookahead": potential}, r"both a kernel and a lookahead"),
         ({"lookahead": lambda choices, step: jnp.ones(3)}, r"a lookahead that gives float64\[3\]"),
         ({"particles": 3}, r"particles"),
+        ({"move_last": True}, r"move_last=True and no kernel; needs a kernel"),
     ],
 )
 def test_bad_settings_are_refused(options, text):

@@ -492,6 +492,10 @@ ERRORS = {
     "from zero": (lambda: tempered_smc(two_coins(), 2, stay, [0, 1]), "above 0"),
     "empty": (lambda: tempered_smc(two_coins(), 2, stay, []), "temperatures="),
     "words": (lambda: tempered_smc(two_coins(), 2, stay, ["a"]), "temperatures="),
+    "both": (
+        lambda: tempered_smc(two_coins(), 2, stay, [0.5, 1.0], ess_threshold=0.5),
+        "leave nothing to choose",
+    ),
     "threshold": (lambda: tempered_smc(two_coins(), 2, stay, ess_threshold=1), "between 0 and 1"),
     "chains": (lambda: tempered_smc(two_coins(), 5, stay, waste_free=2), "num_particles=6"),
     "chain": (lambda: tempered_smc(two_coins(), 5, stay, waste_free=1), "waste_free=1"),

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from ppl.errors import ArgumentError, message
+from ppl.inference.counts import count
 from ppl.inference.particles.cloud import Cloud, Weights, choose_cloud, resample
-from ppl.inference.particles.counts import count
 from ppl.inference.particles.run import Place, Run, Strategy
 from ppl.interpreter import Interpreter
 from ppl.resampling import Resampling, scheme
@@ -34,11 +34,14 @@ class Bootstrap(Strategy):
 
 
 def too_uneven(weights: Weights, ess_threshold: float) -> Any:
-    """Tell whether to resample; with a threshold of one, whenever the weights differ at all."""
+    """Tell whether to resample; with a threshold of one, whenever the weights differ at all.
+
+    Weights that are not numbers are uneven: resampling makes all of them so, for all to see.
+    """
     w = weights.log_weights
     if ess_threshold >= 1:
-        return jnp.max(w) > jnp.min(w)
-    return weights.ess < ess_threshold * w.shape[0]
+        return ~(jnp.max(w) <= jnp.min(w))
+    return ~(weights.ess >= ess_threshold * w.shape[0])
 
 
 def bootstrap_settings(

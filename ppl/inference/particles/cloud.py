@@ -49,10 +49,11 @@ class Weights(NamedTuple):
     def resampled_to(self, log_weights: Any, log_mean: Any, log_noise: Any) -> Weights:
         """Take a mean weight out into the evidence, and go on with other weights.
 
-        If every weight was zero, so is every weight then.
+        If every weight was zero, so is every weight then; if one was no number, none is one.
         """
         dead = self.log_mean == -jnp.inf
         log_weights = jnp.where(dead, -jnp.inf, log_weights)
+        log_weights = jnp.where(jnp.isnan(log_mean), jnp.nan, log_weights)
         evidence = self.log_evidence + jnp.where(dead, 0.0, log_mean)
         known = mean_and_ess(log_weights)
         resampled = jnp.ones((), bool)

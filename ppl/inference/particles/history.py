@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from ppl.inference.particles.cloud import moved, read
-from ppl.inference.particles.run import Place, bind, is_held
+from ppl.inference.particles.run import Place, is_held
 from ppl.interpreter import Record
 from ppl.program import Program
-from ppl.semantics.cuts import Loop, Piece
+from ppl.semantics.cuts import Loop, Piece, stage_equation
 from ppl.semantics.weighted import Trace
 from ppl.staging import stage
 
@@ -142,7 +142,7 @@ def _region(region: Any, env: dict[Any, Any], path: _Path, level: int, iteration
 def _part(part: Piece | Loop, env: dict[Any, Any]) -> None:
     eqns = [part.eqn] if isinstance(part, Loop) else [*part.shared, *part.jaxpr.eqns]
     for eqn in eqns:
-        outs = bind(eqn, [read(env, {}, v) for v in eqn.invars])
+        outs = stage_equation(eqn, [read(env, {}, v) for v in eqn.invars])
         env.update(zip(eqn.outvars, outs, strict=True))
 
 

@@ -10,10 +10,10 @@ from ppl.inference.moving import fitted, moved_trace
 from ppl.inference.particles.bootstrap import too_uneven
 from ppl.inference.particles.cloud import Cloud, choose_cloud, read, resample
 from ppl.inference.particles.history import choices_at, program_up_to, record_of, with_choices
-from ppl.inference.particles.run import Place, Run, Strategy, bind, held_at
+from ppl.inference.particles.run import Place, Run, Strategy, held_at
 from ppl.interpreter import Interpreter
 from ppl.resampling import Resampling
-from ppl.semantics.cuts import Piece
+from ppl.semantics.cuts import Piece, stage_equation
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Recording, Trace
 from ppl.staging import stage
@@ -109,5 +109,11 @@ def _piece(part: Piece, given: list[Any]) -> list[Any]:
     """One piece for one particle: what it hands on."""
     env = dict(zip(part.inputs, given, strict=True))
     for eqn in part.jaxpr.eqns:
-        env.update(zip(eqn.outvars, bind(eqn, [read(env, {}, v) for v in eqn.invars]), strict=True))
+        env.update(
+            zip(
+                eqn.outvars,
+                stage_equation(eqn, [read(env, {}, v) for v in eqn.invars]),
+                strict=True,
+            )
+        )
     return [env[v] for v in part.outputs]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppl import _jax
 from ppl._types import PyTree
 from ppl.inference.particles.cloud import (
     ITERATION,
@@ -24,9 +23,9 @@ from ppl.inference.particles.cloud import (
 )
 from ppl.inference.particles.operands import Operands
 from ppl.interpreter import Interpreter, Record, evaluate, merge_records, placed_sites
-from ppl.primitives import sample_p, score_p
+from ppl.primitives import sample_p
 from ppl.program import Program
-from ppl.semantics.cuts import Loop, Piece, Region, cut
+from ppl.semantics.cuts import Loop, Piece, Region, cut, stage_equation
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import trace_of
 from ppl.statements import scope
@@ -193,7 +192,7 @@ class Run:
     ) -> Cloud:
         """Run equations: the shared ones once, the others in every particle."""
         for eqn in part.shared:
-            outs = bind(eqn, [read(env, {}, v) for v in eqn.invars])
+            outs = stage_equation(eqn, [read(env, {}, v) for v in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
             if eqn.primitive is sample_p:
                 self.shared[eqn.params["site"].address] = outs[0]
@@ -306,12 +305,6 @@ def is_held(key: Any) -> bool:
     return isinstance(key, str) and key.startswith("@")
 
 
-def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Make an equation part of the model being traced."""
-    arrays = [jnp.asarray(v) for v in values] if eqn.primitive in (sample_p, score_p) else values
-    return _jax.bind_equation(eqn, arrays)
-
-
 def _retraced(kept: PyTree, lineages: Any, reverse: bool) -> PyTree:
     """Put together what the last particles' ancestors kept, going back through the loop."""
 
@@ -366,6 +359,8 @@ def _statistics(weights: Weights) -> dict[str, Any]:
 
 
 def _concatenated(stats: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(stats) == 1:  # as in most loops, where joining would cost something at each step
+        return stats[0]
     nothing = jnp.zeros(0, jnp.result_type(float))
     empty = {"ess": nothing, "log_evidence": nothing, "resampled": jnp.zeros(0, bool)}
     return {k: jnp.concatenate([empty[k], *(s[k] for s in stats)]) for k in empty}
