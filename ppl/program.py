@@ -28,9 +28,18 @@ class Loop:
 
     `init(*args)` gives a state, `step(state, *args)` a state and an output, `emit(out, *args)`
     what is kept of an output, `finish(state, kept, *args)` the value. All but `finish` are model
-    functions; `finish` only rearranges arrays. The first `skip` outputs are not kept.
-    `check(state, *args)` sees the concrete state after `init`, and raises if the loop should not
-    start.
+    functions; `finish` only rearranges arrays. The first `skip` outputs are not kept, and of the
+    others every `thin`-th. `check(state, *args)` sees the concrete state after `init`, and raises
+    if the loop should not start.
+
+    With `ahead`, a loop is flat: after `init` nothing is drawn, `ahead(block, count, state, *args)`
+    makes what `count` steps need of random numbers from seeds in the state, of which
+    `step(state, drawn, *args)` gets a row, and the output of a step is `(done, out)`, where `done`
+    tells for each lane whether the step completed one of its outputs. The loop ends when every lane
+    has `length`. `split(parts, state, args)` gives states and arguments of loops over some of the
+    lanes each, for the host to run at a time.
+
+    `hand(value, underway, *args)` gives the value of a run on the host the means to go on.
     """
 
     init: Callable[..., Any]
@@ -39,8 +48,12 @@ class Loop:
     finish: Callable[..., Any]
     length: int
     skip: int = 0
+    thin: int = 1
     label: str = "steps"
     check: Callable[..., None] = lambda state, *args: None
+    ahead: Callable[..., Any] | None = None
+    split: Callable[..., Any] = lambda parts, state, args: [(state, args)]
+    hand: Callable[..., Any] | None = None
 
 
 class Structure:

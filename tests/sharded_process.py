@@ -5,7 +5,6 @@ With an index and a port it is one of two processes that share a mesh.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -20,7 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ppl
 import ppl.distributions as dist
-from ppl.inference.kernel import Move
 from ppl.semantics import suspended
 from ppl.semantics.run import _execute
 from ppl.semantics.sharding import Sharing, share
@@ -67,23 +65,6 @@ def plated():
 @ppl.model
 def lonely():
     return ppl.sample("z", dist.Normal(0.0, 1.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Walk:
-    """A random walk: a kernel that compiles fast."""
-
-    def init(self, space: Any, position: Any, num_warmup: int) -> Any:
-        return position, space.log_density(position)
-
-    def step(self, space: Any, state: Any, num_warmup: int) -> tuple[Any, Move]:
-        there = state[0] + ppl.sample(
-            "step", dist.Normal(0.0, 1.0).expand([space.size]).to_event(1)
-        )
-        ratio = jnp.exp(jnp.minimum(0.0, space.log_density(there) - state[1]))
-        moves = ppl.sample("accept", dist.Bernoulli(ratio)) == 1
-        new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), (there, state[1]), state)
-        return (new[0], space.log_density(new[0])), Move(new[0], {"moved": moves})
 
 
 YS = np.random.default_rng(1).normal(size=50)
@@ -212,7 +193,7 @@ def chains(mesh: Any) -> dict[str, Any]:
         ppl.run(nuts, 1, progress=False, mesh=mesh)
     return {
         "apart": apart(alone.draws, shared.draws),
-        "parts": parts(shared.state.position),
+        "parts": parts(shared.state.start),
         "shape": shared["mu"].shape,
         "compiled": [counts[0], sum(counts[1:]), again.count],
     }
@@ -222,7 +203,7 @@ def refused(mesh: Any) -> dict[str, str]:
     three = jax.make_mesh((3,), ("particles",), devices=jax.devices()[:3])
     cases = {
         "particles": (ppl.importance(normal(FEW), num_particles=1000), three),
-        "chains": (ppl.mcmc(normal(FEW), Walk(), num_chains=4), mesh),
+        "chains": (ppl.mcmc(normal(FEW), ppl.kernels.random_walk(1.0), num_chains=4), mesh),
         "alone": (lonely(), mesh),
     }
     found = {}
@@ -238,7 +219,7 @@ def two() -> dict[str, Any]:
     """Run on the devices of all processes."""
     mesh = jax.make_mesh((jax.device_count(),), ("particles",))
     population = ppl.run(ppl.smc(linear(YS), 160), 0, mesh=mesh)
-    walk = ppl.mcmc(normal(FEW), Walk(), num_samples=200, num_warmup=10, num_chains=8)
+    walk = ppl.mcmc(normal(FEW), ppl.kernels.random_walk(1.0), num_samples=200, num_warmup=10, num_chains=8)
     fitted = ppl.run(walk, 0, progress=False, mesh=mesh)
     return {
         "processes": jax.process_count(),

@@ -125,11 +125,11 @@ def coordinates(operation: str, trace: Trace, addresses: tuple[str, ...] | None)
     return Coordinates(trace, space, tuple(s.address for s in held if s.conditional))
 
 
-def fit(operation: str, name: str, setting: Any, space: Coordinates) -> Array:
+def fit(operation: str, name: str, setting: Any, space: Coordinates | Unconstrained) -> Array:
     """Give a setting as an array: one number, or one for each coordinate or pair of them."""
     size = space.size
     if jnp.shape(setting) not in ((), (size,), (size, size)):
-        names = space.space.names
+        names = (space.space if isinstance(space, Coordinates) else space).names
         raise ArgumentError(
             message(
                 f"{operation} got {name} of shape {jnp.shape(setting)}",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,236 +11,306 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from ppl import _jax
 from ppl import distributions as dist
-from ppl._types import PyTree
-from ppl.errors import (
-    ArgumentError,
-    InitializationError,
-    UnsupportedError,
-    at,
-    message,
-    named_keywords,
-)
-from ppl.inference.kernel import GradientKernel
+from ppl._types import Choices, PyTree
+from ppl.errors import UnsupportedError, check_addresses, message, named_keywords
+from ppl.inference.coordinates import coordinates
+from ppl.inference.counts import count
+from ppl.inference.nuts import Nuts
+from ppl.inference.starting import drawn_start, finite, given_starts, require_finite, require_kernel
+from ppl.inference.trace_kernel import Time, TraceKernel, as_addresses
 from ppl.program import Loop, Program, require_program
 from ppl.semantics.chains import Chains
-from ppl.semantics.density import joint, match_choices
+from ppl.semantics.kernel import Kernel
 from ppl.semantics.suspended import loop_program
 from ppl.semantics.unconstrained import unconstrain
+from ppl.semantics.weighted import trace_of, traced
 from ppl.statements import sample
-
-_RADIUS, _TRIES = 2.0, 100
-
-
-class _State(NamedTuple):
-    kernel: PyTree
-    position: Any
-    ok: Any
 
 
 @named_keywords
 def mcmc(
     program: Program,
-    kernel: GradientKernel,
+    kernel: Kernel,
     num_samples: int = 1000,
     num_warmup: int = 1000,
     num_chains: int = 4,
     init: Mapping[str, ArrayLike] | None = None,
+    thin: int = 1,
+    keep: Sequence[str] | None = None,
 ) -> Program:
     """Fit a program by Markov chains.
 
     **Meaning.** Draws whose averages converge to expectations under the program's normalised
-    measure, as the number of draws grows.
+    measure, as the number of draws grows, if the kernel leaves that measure invariant and can reach
+    all of it.
 
     Args:
-        program: a program whose latent sites are continuous; flat improper priors are allowed.
-        kernel: such as `ppl.kernels.nuts()`.
+        program: a program whose latent sites are bounded in number; flat improper priors are
+            allowed where the kernel moves in unconstrained space.
+        kernel: such as `ppl.kernels.nuts()`, a composition of several, or your own `@ppl.kernel`.
         num_samples: draws kept from each chain.
-        num_warmup: steps of each chain that adapt the kernel and are not kept.
+        num_warmup: moves of each chain that adapt the kernel and are not kept.
         num_chains: chains, run side by side.
         init: starting values by address, of shape (*site) for all chains or (chain, *site); None
             draws each unconstrained coordinate from Uniform(-2, 2), again until the density and
-            its gradient are finite.
+            its gradient are finite, and discrete sites from the program.
+        thin: only every thin-th move is kept.
+        keep: addresses whose draws are kept; None for all.
 
     Returns:
         A program of `Chains`, for `ppl.run`.
 
     Raises:
         ArgumentError: a number is not a positive integer, or the kernel is not one.
-        UnsupportedError: a latent site is discrete, or there is none.
+        AddressError: `init` or `keep` has an address that the program has not.
+        UnsupportedError: no latent site is there, or one that the kernel cannot move.
         InitializationError: (when run) no finite starting point was found; names the site.
     """
     require_program("mcmc", program)
-    counts = {"num_samples": num_samples, "num_chains": num_chains, "num_warmup": num_warmup}
-    for name, count in counts.items():
-        _require_count(name, count, 0 if name == "num_warmup" else 1)
-    if not isinstance(kernel, GradientKernel):
-        raise ArgumentError(
-            message(
-                f"mcmc got the kernel {kernel!r}",
-                needs="a kernel object",
-                fix="ppl.mcmc(program, ppl.kernels.nuts())",
-            )
-        )
-    space = unconstrain(program)
-    if space.size == 0:
+    samples = count("mcmc", "num_samples", num_samples)
+    warmup = count("mcmc", "num_warmup", num_warmup, 0)
+    chains = count("mcmc", "num_chains", num_chains)
+    thin = count("mcmc", "thin", thin)
+    require_kernel("mcmc", kernel, isinstance(kernel, Kernel))
+    if not program.latents:
         raise UnsupportedError(
             message(
                 f"mcmc got {program.name}, which has no latent site",
-                needs="at least one continuous latent site",
+                needs="at least one latent site",
                 fix="ppl.run(program, key) draws from a program without latents or observations",
             )
         )
-    loop = Loop(
-        init=_init,
-        step=_step,
-        emit=_emit,
-        finish=_finish,
-        check=_check,
-        length=int(num_warmup) + int(num_samples),
-        skip=int(num_warmup),
-        label="mcmc",
-    )
-    starts = None if init is None else _starts(program, init, num_chains)
-    return loop_program(
-        f"mcmc({program.name})", loop, program, kernel, int(num_chains), int(num_warmup), starts
-    )
+    shown = [s.address for s in program.sites if s.kind in ("latent", "deterministic")]
+    keep = as_addresses("mcmc", keep)
+    check_addresses("mcmc(keep=)", keep or (), shown)
+    starts = None if init is None else given_starts("mcmc", program, init, chains)
+    pieces = _MOVES
+    if isinstance(kernel, Nuts) and kernel.addresses is None:
+        kernel.check(unconstrain(program), warmup)  # a discrete latent is an error that names it
+        pieces = _FLAT
+    loop = dataclasses.replace(pieces, length=warmup + samples * thin, skip=warmup, thin=thin)
+    setting = Setting(program, kernel, starts, chains, warmup, keep)
+    return loop_program(f"mcmc({program.name})", loop, setting)
 
 
-def _require_count(name: str, count: Any, least: int) -> None:
-    try:
-        fine = operator.index(count) >= least
-    except TypeError:
-        fine = False
-    if not fine:
-        raise ArgumentError(
-            message(
-                f"mcmc got {name}={count!r}",
-                needs=f"an integer of at least {least}",
-                fix=f"{name}=1000" if name != "num_chains" else "num_chains=4",
-            )
-        )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The arguments of `mcmc`, of which arrays are data."""
+
+    program: Program
+    kernel: Kernel
+    starts: dict[str, Any] | None
+    num_chains: int = dataclasses.field(metadata={"static": True})
+    num_warmup: int = dataclasses.field(metadata={"static": True})
+    keep: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
 
 
-def _starts(program: Program, init: Mapping[str, Any], num_chains: int) -> dict[str, Any]:
-    """Give every chain its starting values."""
-    if isinstance(init, Mapping):
-        init = {a: x if _jax.is_tracer(x) else np.asarray(x) for a, x in init.items()}
-        one = {
-            a: x[0]
-            if a in program.sites and x.shape == (num_chains, *program.sites[a].shape)
-            else x
-            for a, x in init.items()
-        }
-        match_choices("mcmc(init=)", program, one)
-    else:
-        match_choices("mcmc(init=)", program, init)
-    sites = [s for s in program.sites if s.kind == "latent"]
-    return {
-        s.address: jnp.broadcast_to(jnp.asarray(init[s.address], s.dtype), (num_chains, *s.shape))
-        for s in sites
-    }
+def _kept(setting: Setting, values: dict[str, Any]) -> dict[str, Any]:
+    return {a: x for a, x in values.items() if setting.keep is None or a in setting.keep}
 
 
-# --- The loop's pieces: model functions of (program, kernel, num_chains, num_warmup, starts) -----
+def _finish(state: Any, kept: Any, setting: Setting) -> Chains:
+    draws, stats, present = jax.tree.map(lambda x: x.swapaxes(0, 1), kept)
+    program = setting.program
+    order = [*program.latents, *(s.address for s in program.sites if s.kind == "deterministic")]
+    draws = {a: draws[a] for a in order if a in draws}
+    latents = tuple(a for a in program.latents if a in draws)
+    return Chains(draws, stats, state, program, latents, present)
 
 
-def _init(
-    program: Program, kernel: GradientKernel, num_chains: int, num_warmup: int, starts: Any
-) -> _State:
-    space = unconstrain(program)
+def _tuned(kernel: Kernel, memory: PyTree, axis: int) -> Kernel:
+    """Give the kernel with the settings that most chains would agree to."""
+    if not isinstance(kernel, TraceKernel):
+        return kernel
+    return kernel.tuned(jax.tree.map(lambda x: np.median(x, axis).astype(x.dtype), memory))
 
-    def finite(z: Any) -> Any:
-        value, gradient = jax.value_and_grad(space.log_density)(z)
-        return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
 
-    def search(state: Any) -> Any:
-        tries, _, _ = state
-        box = dist.Uniform(-_RADIUS, _RADIUS).expand([space.size]).to_event(1)
-        z = sample("start", box)
-        return tries + 1, z, finite(z)
+# --- NUTS alone: chains in unconstrained space, each leaf of a trajectory a step -----------------
 
-    def one(given: Any) -> _State:
-        if starts is None:
-            nowhere = jnp.zeros(space.size, jnp.result_type(float))
-            _, z, ok = jax.lax.while_loop(
-                lambda s: ~s[2] & (s[0] < _TRIES), search, (0, nowhere, False)
-            )
+
+class _Flat(NamedTuple):
+    state: Any
+    ok: Any
+    start: Any
+
+
+def _gradient(setting: Setting) -> Any:
+    density = unconstrain(setting.program).log_density
+    return jax.vmap(jax.value_and_grad(density), in_axes=-1, out_axes=(0, -1))
+
+
+def _flat_init(setting: Setting) -> _Flat:
+    space = unconstrain(setting.program)
+
+    def one(given: Any) -> Any:
+        seed = sample("seed", dist.Seed())
+        if setting.starts is None:
+            return *drawn_start(space), seed
+        z = space.flatten(given)
+        return z, finite(space, z), seed
+
+    lanes = jnp.arange(setting.num_chains) if setting.starts is None else setting.starts
+    z, ok, seed = jax.vmap(one)(lanes)
+    kernel: Any = setting.kernel
+    return _Flat(kernel.flat_start(_gradient(setting), z.T, seed), ok, z)
+
+
+def _flat_ahead(block: Any, count: int, flat: _Flat, setting: Setting) -> Any:
+    kernel: Any = setting.kernel
+    return kernel.ahead(block, count, unconstrain(setting.program).size, flat.state.seed)
+
+
+def _flat_split(parts: int, flat: _Flat, args: tuple[Setting]) -> Any:
+    """Give each part some of the chains, as many as the others."""
+    chains = flat.ok.shape[0]
+    parts = next(n for n in range(parts, 0, -1) if chains % n == 0)
+    size = chains // parts
+    (setting,) = args
+    setting = dataclasses.replace(setting, starts=None, num_chains=size)
+
+    def one(k: int) -> Any:
+        here = slice(k * size, (k + 1) * size)
+        last = jax.tree.map(lambda x: x[..., here], flat.state._replace(seed=()))
+        state = last._replace(seed=flat.state.seed[here])
+        return _Flat(state, flat.ok[here], flat.start[here]), (setting,)
+
+    return [(flat, args)] if parts == 1 else [one(k) for k in range(parts)]
+
+
+def _flat_step(flat: _Flat, drawn: Any, setting: Setting) -> Any:
+    kernel: Any = setting.kernel
+    state, out = kernel.flat_step(_gradient(setting), flat.state, drawn, setting.num_warmup)
+    return flat._replace(state=state), out
+
+
+def _flat_emit(out: Any, setting: Setting) -> Any:
+    kernel: Any = setting.kernel
+    position, stats = kernel.flat_stats(out)
+    points = jax.vmap(unconstrain(setting.program).at)(position)
+    values = _kept(setting, {**points.choices, **points.deterministics})
+    return values, stats, {a: x for a, x in points.present.items() if a in values}
+
+
+def _flat_check(flat: _Flat, setting: Setting) -> None:
+    def choices(chain: int) -> Any:
+        if setting.starts is None:
+            return unconstrain(setting.program).at(flat.start[chain]).choices
+        return {a: x[chain] for a, x in setting.starts.items()}
+
+    given, what = setting.starts is not None, "log density and gradient"
+    require_finite("mcmc", setting.program, flat.ok, choices, given, what)
+
+
+def _flat_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
+    parts = [part.gathered.state.warmup for part in underway.parts]
+    memory = jax.tree.map(lambda *xs: np.concatenate(xs, -1), *parts)
+    kernel = _tuned(setting.kernel, memory, -1)
+    return dataclasses.replace(chains, kernel=kernel, underway=underway)
+
+
+_FLAT = Loop(
+    init=_flat_init,
+    step=_flat_step,
+    emit=_flat_emit,
+    finish=_finish,
+    length=0,
+    label="mcmc",
+    check=_flat_check,
+    ahead=_flat_ahead,
+    split=_flat_split,
+    hand=_flat_hand,
+)
+
+
+# --- Any kernel: from trace to trace ------------------------------------------------------------
+
+
+class _Moves(NamedTuple):
+    choices: Choices
+    memory: PyTree
+    index: Any
+    ok: Any
+
+
+def _moves_init(setting: Setting) -> _Moves:
+    program = setting.program
+
+    def one(given: Any) -> _Moves:
+        choices = given if setting.starts is not None else _start(program)
+        trace = trace_of(program, choices)
+        memory = setting.kernel.start(trace) if isinstance(setting.kernel, TraceKernel) else ()
+        ok = jnp.isfinite(trace.log_density)
+        return _Moves(trace.choices, memory, jnp.zeros((), int), ok)
+
+    lanes = jnp.arange(setting.num_chains) if setting.starts is None else setting.starts
+    return jax.vmap(one)(lanes)
+
+
+def _start(program: Program) -> Choices:
+    """Draw discrete sites from the program, and unconstrained coordinates of others from a box."""
+    latents = [s for s in program.sites if s.kind == "latent"]
+    continuous = tuple(s.address for s in latents if not s.discrete)
+    if len(continuous) == len(latents):
+        space = unconstrain(program)
+        return space.unflatten(drawn_start(space)[0])
+    drawn = traced(program)().choices
+    if not continuous:
+        return drawn
+    space = coordinates("mcmc", trace_of(program, drawn), continuous).space
+    return {**drawn, **space.unflatten(drawn_start(space)[0])}
+
+
+def _moves_step(state: _Moves, setting: Setting) -> tuple[_Moves, Any]:
+    def one(state: _Moves) -> tuple[_Moves, Any]:
+        trace = trace_of(setting.program, state.choices)
+        time = Time(state.index, setting.num_warmup)
+        if isinstance(setting.kernel, TraceKernel):
+            after, memory, stats = setting.kernel.step(trace, state.memory, time)
         else:
-            z = space.flatten(given)
-            ok = finite(z)
-        return _State(kernel.init(space, z, num_warmup), z, ok)
-
-    return jax.vmap(one)(jnp.arange(num_chains) if starts is None else starts)
-
-
-def _step(
-    state: _State,
-    program: Program,
-    kernel: GradientKernel,
-    num_chains: int,
-    num_warmup: int,
-    starts: Any,
-) -> tuple[_State, Any]:
-    space = unconstrain(program)
-
-    def one(state: _State) -> tuple[_State, Any]:
-        inner, move = kernel.step(space, state.kernel, num_warmup)
-        return _State(inner, move.position, state.ok), move
+            after, memory, stats = setting.kernel(trace), (), {}
+        same = {a: after.choices[a].astype(x.dtype) for a, x in state.choices.items()}
+        memory = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state.memory, memory)
+        out = same, {"lp": after.log_density, **stats}
+        return _Moves(same, memory, state.index + 1, state.ok), out
 
     return jax.vmap(one)(state)
 
 
-def _emit(move: Any, program: Program, *_: Any) -> Any:
-    points = jax.vmap(unconstrain(program).at)(move.position)
-    return {**points.choices, **points.deterministics}, move.stats, points.present
+def _moves_emit(out: Any, setting: Setting) -> Any:
+    choices, stats = out
+
+    def one(choices: Choices) -> Any:
+        trace = trace_of(setting.program, choices)
+        values = _kept(setting, {**trace.choices, **trace.deterministics})
+        return values, {a: x for a, x in trace.present.items() if a in values}
+
+    values, present = jax.vmap(one)(choices)
+    return values, stats, present
 
 
-def _finish(state: _State, kept: Any, program: Program, *_: Any) -> Chains:
-    draws, stats, present = jax.tree.map(lambda x: x.swapaxes(0, 1), kept)
-    order = [s.address for s in program.sites if s.address in draws]
-    draws = {a: draws[a] for a in sorted(order, key=lambda a: a not in program.latents)}
-    return Chains(draws, stats, state, program, program.latents, present)
+def _moves_check(state: _Moves, setting: Setting) -> None:
+    def choices(chain: int) -> Any:
+        return {a: x[chain] for a, x in state.choices.items()}
+
+    given = setting.starts is not None
+    require_finite("mcmc", setting.program, state.ok, choices, given, "log density")
 
 
-def _check(
-    state: _State, program: Program, kernel: Any, num_chains: int, num_warmup: int, starts: Any
-) -> None:
-    """Raise where no finite starting point was found, naming the site that is to blame."""
-    bad = np.flatnonzero(~np.asarray(state.ok))
-    if not bad.size:
-        return
-    chain = int(bad[0])
-    if starts is None:
-        choices = unconstrain(program).at(state.position[chain]).choices
-        tried = (
-            f"{_TRIES} draws from Uniform(-{_RADIUS:g}, {_RADIUS:g}) in unconstrained space were "
-            "tried"
-        )
-    else:
-        choices = {a: x[chain] for a, x in starts.items()}
-        tried = "init gave these values"
-    sites = joint(program, choices).sites
-    blamed = "the gradient of the joint density is not finite"
-    for site in program.sites:
-        record = sites.get(site.address)
-        if record is None or bool(jnp.all(jnp.isfinite(record.value.log_density))):
-            continue
-        value = np.array2string(np.asarray(record.value.value), threshold=6, precision=4)
-        density = float(jnp.sum(record.value.log_density))
-        blamed = (
-            f"{site.kind} site {at(site.address, site.source)} has log density {density} at "
-            f"{value} (support: {site.support or 'none'}); it depends on "
-            f"{', '.join(site.depends_on) or 'no other site'}"
-        )
-        break
-    raise InitializationError(
-        message(
-            f"mcmc found no starting point with a finite density for {bad.size} of "
-            f"{state.ok.shape[0]} chains: {blamed}",
-            needs="a finite log density and gradient where a chain starts",
-            why=tried,
-            fix="ppl.mcmc(..., init={address: value}) near plausible values, or mend the model",
-        )
-    )
+def _moves_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
+    (part,) = underway.parts
+    kernel = _tuned(setting.kernel, part.gathered.memory, 0)
+    return dataclasses.replace(chains, kernel=kernel, underway=underway)
+
+
+_MOVES = Loop(
+    init=_moves_init,
+    step=_moves_step,
+    emit=_moves_emit,
+    finish=_finish,
+    length=0,
+    label="mcmc",
+    check=_moves_check,
+    hand=_moves_hand,
+)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
 from ppl import distributions as dist
+from ppl._types import PyTree
 from ppl.errors import AddressError, message
 from ppl.semantics.kernel import Kernel
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
 
 
+class Time(NamedTuple):
+    """How many moves a chain has made, and for how many it adapts: `index < warmup`."""
+
+    index: Any
+    warmup: int
+
+
+class Step(NamedTuple):
+    """A move of a chain: where it leads, what the kernel remembers, what it reports."""
+
+    trace: Trace
+    memory: PyTree
+    stats: dict[str, Any]
+
+
 class TraceKernel(Kernel):
     """A kernel with settings: a pytree, so that its arrays are data when it is an argument.
 
     Two of one class with equal static settings have one structure: staging, and all compiled code,
-    is reused. Subclasses are made by `pytree`, and say in `move` what one move is.
+    is reused. Subclasses are made by `pytree`, and say in `move` what one move is. Those that adapt
+    their settings in a chain's warmup, or remember more than the trace, define `start`, `step` and
+    `tuned` too.
     """
 
     operation: ClassVar[str]
@@ -26,6 +44,18 @@ class TraceKernel(Kernel):
     def move(self, trace: Trace) -> Trace:
         """Draw the next trace; the one given knows its program and its density."""
         raise NotImplementedError
+
+    def start(self, trace: Trace) -> PyTree:
+        """Make what a chain that starts at a trace remembers."""
+        return ()
+
+    def step(self, trace: Trace, memory: PyTree, time: Time) -> Step:
+        """Make a chain's next move; adapt while the time is that of warmup."""
+        return Step(self.move(trace), memory, {})
+
+    def tuned(self, memory: PyTree) -> TraceKernel:
+        """Give the kernel with the settings that were adapted."""
+        return self
 
     def _moved(self, trace: Trace) -> Trace:
         # The traces of `ppl.trace` leave their density open; old and new must have one structure.

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from ppl import _jax
 from ppl._types import Key, PyTree, pytree, static
+from ppl.counts import count
 from ppl.errors import ResultError, check_addresses, message
 from ppl.program import Program
 from ppl.results import arviz, plots, storage, table
@@ -28,7 +29,8 @@ class Chains:
 
     `draws` holds arrays of shape (chain, draw, *site) by address: latents, then deterministics.
     `stats` holds what the kernel reports, of shape (chain, draw). `present` tells, for sites that
-    stand in branches, in which draws they exist; elsewhere a draw is a placeholder.
+    stand in branches, in which draws they exist; elsewhere a draw is a placeholder. `kernel` is
+    the one that moved the chains, with the settings that warmup found: another run can use it.
     """
 
     draws: dict[str, Array]
@@ -38,6 +40,35 @@ class Chains:
     latents: tuple[str, ...] = static(default=())
     present: dict[str, Array] = dataclasses.field(default_factory=dict)
     stored_dims: tuple[tuple[str, tuple[str, ...]], ...] = static(default=())
+    kernel: PyTree = None
+    underway: Any = static(default=None, repr=False)
+
+    def extend(self, num_samples: int, *, progress: bool | None = None) -> Chains:
+        """Go on from where the chains stand.
+
+        **Meaning.** The draws that a run of that many more would have made, bit for bit: the old
+        ones and the new.
+
+        Args:
+            num_samples: how many draws to add to each chain.
+            progress: show a progress bar; None shows one in terminals and notebooks.
+
+        Raises:
+            ResultError: the chains do not know how they were made: they were read from a file, or
+                made inside of another program.
+            ArgumentError: the number is not a positive integer.
+        """
+        if self.underway is None:
+            raise ResultError(
+                message(
+                    "extend got chains that do not know how they were made",
+                    needs="the chains that ppl.run gave",
+                    why="a file keeps the draws, and not where the chains stand",
+                    fix="ppl.run(..., checkpoint=path), which can be taken up again",
+                )
+            )
+        more = count("extend", "num_samples", num_samples)
+        return self.underway.reach(self.num_draws + more, progress)
 
     @property
     def num_chains(self) -> int:

@@ -85,7 +85,9 @@ def run(
         program: a program without open scores.
         key: a JAX PRNG key, or an int as a seed.
         progress: show a progress bar; None shows one in terminals and notebooks.
-        checkpoint: not supported yet for any program; must be None.
+        checkpoint: a folder in which a long run keeps what it has, every few seconds and at the
+            end; the same call takes up again where it left off, even if the process was killed,
+            and gives the same draws, bit for bit.
         mesh: devices that share the work: each takes an equal part of the outermost `vmap` or plate
             of a draw, such as particles or chains, where the number is a multiple of theirs; the
             rest, and data, each of them has in whole. None uses one device. With several
@@ -96,31 +98,39 @@ def run(
         `jax.experimental.multihost_utils.process_allgather` brings together.
 
     Raises:
-        ArgumentError: `mesh` is not one, or its devices divide no draw of the program.
+        ArgumentError: `mesh` is not one, or its devices divide no draw of the program; `checkpoint`
+            belongs to another run, or the program is no long loop.
         OpenObservationsError: the program observes or weighs; it has to be fitted, not drawn from.
     """
     require_program("run", program)
-    if checkpoint is not None:
-        raise ArgumentError(
-            message(
-                f"run got checkpoint={checkpoint!r}",
-                needs="checkpoint=None",
-                why="checkpoints are not implemented in this version",
-                fix="chains.save(path) keeps a finished run",
-            )
-        )
     key = as_key(key)
     traced = any(map(_jax.is_tracer, jax.tree.leaves((program, key))))
     long = program.structure.loop is not None and not traced
     if not long:
         refuse_scores(program)
     sharing = None
+    if checkpoint is not None and not long:
+        raise ArgumentError(
+            message(
+                f"run got checkpoint={checkpoint!r} for {program.name}",
+                needs="a program whose outermost structure is a long loop, run outside of jax.jit",
+                why="there is nothing between its start and its end that could be kept",
+                fix="ppl.run(ppl.mcmc(...), key, checkpoint=path)",
+            )
+        )
     if mesh is not None:
         sharing = share(mesh, program.name, program.structure.jaxpr)
         if not traced:
             program, key = sharing.place((program, key))
     if long:
-        return drive(program, key, progress=progress, interpret=_Draw(sharing), sharing=sharing)
+        return drive(
+            program,
+            key,
+            progress=progress,
+            interpret=_Draw(sharing),
+            sharing=sharing,
+            checkpoint=checkpoint,
+        )
     compiled = draw_flat if traced else _execute
     return program.structure.rebuild(compiled(program, key, sharing))
 

@@ -46,10 +46,12 @@ class Sharing:
         return self._over(axis, value) if size in self.sizes else value
 
     def lay(self, tree: PyTree) -> PyTree:
-        """Lay arrays over the devices whose first axis may be one of lanes."""
+        """Lay arrays over the devices whose first axis, or else the last, may be one of lanes."""
 
         def one(x: Any) -> Any:
-            return self._over(0, x) if jnp.ndim(x) and x.shape[0] in self.sizes else x
+            ends = (0, jnp.ndim(x) - 1) if jnp.ndim(x) else ()
+            axis = next((i for i in ends if x.shape[i] in self.sizes), None)
+            return x if axis is None else self._over(axis, x)
 
         return jax.tree.map(one, tree)
 

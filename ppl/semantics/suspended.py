@@ -2,13 +2,17 @@
 
 A program made with a `Loop` runs here: each block is one compiled call of up to a fixed number of
 steps, whatever the loop's length, so that more steps never recompile. Between blocks the host shows
-progress, keeps what is there, and can be interrupted. Step i always uses the same key, so that
-blocks, progress bars and interruptions change no draw. Inside another program the same loop is one
-`scan`.
+progress, keeps what is there, writes it to disk, and can be interrupted. The draws of a step depend
+on its number alone, so that blocks, progress bars and interruptions change no draw. Inside another
+program the same loop is one `scan`, or `while_loop`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl import _jax
 from ppl.interpreter import loop_key_of
 from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
+from ppl.semantics.checkpoint import SAVE_EVERY, Checkpoint
+from ppl.semantics.rows import Rows
 from ppl.semantics.sharding import Sharing
 from ppl.staging import stage
 
-#: The most steps of one compiled call, and the seconds a call should take.
-BLOCK, SECONDS = 128, 0.25
+#: The most steps of one compiled call, the numbers drawn ahead in one, the seconds it should take.
+BLOCK, NUMBERS, SECONDS = 128, 2**20, 0.25
+#: The rows that are brought into their final form at once.
+CHUNK = 128
 
 
 def loop_program(name: str, loop: Loop, *args: Any) -> Program:
@@ -33,12 +42,51 @@ def loop_program(name: str, loop: Loop, *args: Any) -> Program:
 
 
 def _whole(loop: Loop, *args: Any) -> Any:
-    """The loop as one program; under one key it draws what `drive` draws."""
-    state, outs = jax.lax.scan(
-        lambda state, _: loop.step(state, *args), loop.init(*args), length=loop.length
-    )
-    kept = jax.tree.map(lambda x: x[loop.skip :], outs)
+    """The loop as one program; under one key it draws what `drive` draws in one part."""
+    state = loop.init(*args)
+    if loop.ahead is None:
+        state, outs = jax.lax.scan(lambda s, _: loop.step(s, *args), state, length=loop.length)
+    else:
+        state, outs = _flat(loop, state, args)
+    kept = jax.tree.map(lambda x: x[loop.skip :][loop.thin - 1 :: loop.thin], outs)
     return loop.finish(state, jax.vmap(lambda out: loop.emit(out, *args))(kept), *args)
+
+
+def _flat(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
+    """Run a flat loop until every lane has its outputs, which lie where they belong."""
+    assert loop.ahead is not None
+    ahead, count = loop.ahead, block_length(loop, state, args)
+
+    def step(carry: Any, drawn: Any) -> Any:
+        state, made, outs = carry
+        state, (done, out) = loop.step(state, drawn, *args)
+        place = jnp.where(done, made, loop.length), jnp.arange(done.shape[0])
+        outs = jax.tree.map(lambda xs, x: xs.at[place].set(x, mode="drop"), outs, out)
+        return (state, made + done, outs), None
+
+    def block(carry: Any) -> Any:
+        number, *carry = carry
+        carry, _ = jax.lax.scan(step, tuple(carry), ahead(number, count, carry[0], *args))
+        return number + 1, *carry
+
+    drawn = jax.eval_shape(
+        lambda s, *a: jax.tree.map(lambda x: x[0], ahead(0, 1, s, *a)), state, *args
+    )
+    done, out = jax.eval_shape(lambda s, x, *a: loop.step(s, x, *a)[1], state, drawn, *args)
+    outs = jax.tree.map(lambda s: jnp.zeros((loop.length, *s.shape), s.dtype), out)
+    start = jnp.zeros((), int), state, jnp.zeros(done.shape, int), outs
+    end = jax.lax.while_loop(lambda c: jnp.any(c[2] < loop.length), block, start)
+    return end[1], end[3]
+
+
+def block_length(loop: Loop, state: Any, args: tuple[Any, ...]) -> int:
+    """Give the number of steps of one compiled call; it depends on shapes alone."""
+    if loop.ahead is None:
+        return BLOCK
+    ahead = loop.ahead
+    drawn = jax.eval_shape(lambda s, *a: ahead(0, 1, s, *a), state, *args)
+    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(drawn))
+    return int(2 ** np.clip(math.floor(math.log2(NUMBERS / max(numbers, 1))), 4, 11))
 
 
 def drive(
@@ -48,57 +96,259 @@ def drive(
     progress: bool | None,
     interpret: Callable[..., Any],
     sharing: Sharing | None = None,
+    checkpoint: str | None = None,
 ) -> Any:
     """Run a loop in blocks. `interpret(jaxpr, consts, args, key)` gives flat outputs.
 
     Where devices share the work, `interpret` says how, and the program's arrays are there.
     """
-    loop = program.structure.loop
-    assert loop is not None
-    args = _arguments(program)
-    place, gather = (sharing.place, sharing.gather) if sharing else (_same, _same)
-    start = place(stage(loop.init, args, name="init"))
-    state = start.structure.rebuild(_initial(interpret, start, key))
-    loop.check(gather(state), *args)
-    step, out = _open(loop.step, _like(state), args)
-    emit, _ = _open(loop.emit, out[1], args)
-    step, emit = place((step, emit))
-    kept: list[Any] = []
-    done, count = 0, 8
-    with progress_bar(progress, loop.length, loop.label) as bar:
-        try:
-            while done < loop.length:
-                # A block never mixes steps that are kept with steps that are not.
-                edge = loop.skip if done < loop.skip else loop.length
-                count, keep = min(count, BLOCK, edge - done), done >= loop.skip
-                began = time.perf_counter()
-                state, outs = _block(
-                    interpret, step, emit, state, loop_key_of(key), done, count, keep
-                )
-                outs = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], gather(outs))
-                if keep:
-                    kept.append(outs)
-                bar.advance(count)
-                done += count
-                # Short blocks for slow models, long ones for fast: no draw depends on it.
-                pace = SECONDS / max(time.perf_counter() - began, 1e-6)
-                count = int(min(max(1, count * min(pace, 8.0)), BLOCK))
-                if sharing and sharing.many_processes:
-                    count = BLOCK  # clocks differ, and all processes have to run the same blocks
-        except KeyboardInterrupt:
-            if not kept:
-                raise
-    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *kept)
-    return loop.finish(state, joined, *args)
+    found = Underway(program, key, interpret, sharing, checkpoint)
+    return found.reach(found.length, progress)
+
+
+class Underway:
+    """A loop under way: all that is needed to go on, bit for bit, and its rows so far.
+
+    Any two are equal, so that a result that holds one has the structure of every other.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        key: Any,
+        interpret: Callable[..., Any],
+        sharing: Sharing | None,
+        checkpoint: str | None,
+    ):
+        loop = program.structure.loop
+        assert loop is not None
+        self.loop, self.sharing, self.args = loop, sharing, _arguments(program)
+        self.length = (loop.length - loop.skip) // loop.thin
+        place, gather = (sharing.place, sharing.gather) if sharing else (_same, _same)
+        start = place(stage(loop.init, self.args, name="init"))
+        state = start.structure.rebuild(_initial(interpret, start, key))
+        loop.check(gather(state), *self.args)
+        # Small loops leave a processor most of its time: several run side by side.
+        alone = sharing or jax.default_backend() != "cpu"
+        count = 1 if alone else len(os.sched_getaffinity(0))
+        saved: list[Any] = []
+        self.checkpoint = None
+        if checkpoint is not None:
+            self.checkpoint = Checkpoint(checkpoint, program, key)
+            saved = self.checkpoint.load()
+            count = len(saved) or count
+        key = loop_key_of(key)
+        self.parts = [
+            _Part(
+                loop,
+                state,
+                args,
+                key,
+                interpret,
+                place,
+                gather,
+                bool(sharing and sharing.many_processes),
+            )
+            for state, args in loop.split(count, state, self.args)
+        ]
+        for part, pieces in zip(self.parts, saved, strict=bool(saved)):
+            part.restore(pieces)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Underway)
+
+    def __hash__(self) -> int:
+        return hash(Underway)
+
+    @property
+    def ready(self) -> int:
+        """The number of rows that every lane has."""
+        return min(part.rows.ready for part in self.parts)
+
+    def reach(self, length: int, progress: bool | None) -> Any:
+        """Go on until every lane has so many rows, and give the value of the first of them.
+
+        Interrupted, it gives the value of those that are there, if there are any.
+        """
+        total = self.loop.skip + length * self.loop.thin
+        done = min(part.rows.least for part in self.parts)
+        saved = time.monotonic()
+        with progress_bar(progress, total, self.loop.label) as bar, _Pool(self.parts) as pool:
+            bar.advance(min(done, total))
+            try:
+                while self.ready < length:
+                    pool.each(lambda part: part.advance(total))
+                    now = min(part.rows.least for part in self.parts)
+                    bar.advance(min(now, total) - min(done, total))
+                    done = now
+                    if self.checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                        self.save()
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                if not self.ready:
+                    raise
+            if self.checkpoint is not None:
+                self.save()
+        return self.value(min(length, self.ready))
+
+    def save(self) -> None:
+        """Write what is new to the checkpoint."""
+        assert self.checkpoint is not None
+        self.checkpoint.add([part.unsaved() for part in self.parts])
+
+    def value(self, length: int) -> Any:
+        """Give the value after a number of rows."""
+        kept = []
+        for start in range(0, length, CHUNK):
+            stop = min(start + CHUNK, length)
+            pieces = [part.emitted(start, stop) for part in self.parts]
+            kept.append(_joined(pieces, axis=1))
+        states = [part.gathered for part in self.parts]
+        state = states[0] if len(states) == 1 else tuple(states)
+        found = self.loop.finish(state, _joined(kept, axis=0), *self.args)
+        return self.loop.hand(found, self, *self.args) if self.loop.hand else found
+
+
+def _joined(trees: list[Any], axis: int) -> Any:
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *trees)
+
+
+class _Pool:
+    """Threads that each advance one part: JAX releases the interpreter while it computes."""
+
+    def __init__(self, parts: list[_Part]):
+        self.parts = parts
+        self.threads = _jax.threads_like_this(len(parts)) if len(parts) > 1 else None
+        self.warm = False
+
+    def each(self, advance: Callable[[_Part], None]) -> None:
+        if self.threads is None or not self.warm:  # the first compiles for the others
+            for part in self.parts:
+                advance(part)
+            self.warm = True
+        else:
+            list(self.threads.map(advance, self.parts))
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.threads is not None:
+            self.threads.shutdown(wait=True)
+
+
+class _Part:
+    """Some of the lanes of a loop, and their rows."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        state: Any,
+        args: tuple[Any, ...],
+        key: Any,
+        interpret: Callable[..., Any],
+        place: Callable[..., Any],
+        gather: Callable[..., Any],
+        in_step: bool,
+    ):
+        self.loop, self.state, self.key, self.interpret = loop, state, key, interpret
+        self.gather, self.in_step = gather, in_step
+        self.rows, self.steps = Rows(loop.skip, loop.thin), 0
+        like = _like(state)
+        self.block = block_length(loop, like, args)
+        self.pace = self.block if in_step else 8
+        if loop.ahead is None:
+            self.ahead = None
+            step, (_, row) = _open(loop.step, (like,), args)
+        else:
+            self.ahead, drawn = _open(_Ahead(loop.ahead, self.block), (_COUNT, like), args)
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), drawn)
+            step, (_, (_, row)) = _open(loop.step, (like, one), args)
+            self.ahead = place(self.ahead)
+        emit, _ = _open(loop.emit, (row,), args)
+        self.step, self.emit = place((step, emit))
+        self.like, self.row = like, row
+
+    @property
+    def gathered(self) -> Any:
+        """The state, readable here."""
+        return self.gather(self.state)
+
+    def advance(self, total: int) -> None:
+        """Make one block of steps, of a length that suits the clock; no draw depends on it."""
+        if self.rows.least >= total:
+            return
+        first = self.steps % self.block if self.ahead is not None else 0
+        count = min(self.pace, self.block - first, self._needed(total))
+        began = time.perf_counter()
+        self.state, outs = _block(
+            self.interpret, self.ahead, self.step, self.block, self.state, self.key,
+            self.steps, count,
+        )  # fmt: skip
+        outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
+        done, outs = (None, outs) if self.ahead is None else outs
+        self.rows.add(done, outs)
+        self.steps += count
+        if not self.in_step:  # with other processes, whose clocks differ
+            # Short blocks for slow models, long ones for fast.
+            pace = SECONDS / max(time.perf_counter() - began, 1e-6)
+            self.pace = int(min(max(1, count * min(pace, 8.0)), self.block))
+
+    def _needed(self, total: int) -> int:
+        """Guess how many steps are left, so that the last block is not much too long."""
+        left = total - self.rows.least
+        if self.loop.ahead is None:
+            return left
+        return max(16, int(1.05 * left * self.steps / max(self.rows.least, 1)) + 1)
+
+    def emitted(self, start: int, stop: int) -> Any:
+        """Bring rows into their final form, always as many at a time."""
+        rows = self.rows.take(start, stop)
+        padded = jax.tree.map(
+            lambda x: np.concatenate([x, np.repeat(x[-1:], CHUNK - len(x), 0)]), rows
+        )
+        outs = _emit(self.interpret, self.emit, padded)
+        return jax.tree.map(lambda x: np.asarray(x)[: stop - start], self.gather(outs))
+
+    def unsaved(self) -> dict[str, Any]:
+        """Give the state, and the rows that no earlier call gave."""
+        leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(self.gathered))}
+        return {"state": leaves, "rows": self.rows.unsaved(), "steps": np.asarray(self.steps)}
+
+    def restore(self, saved: list[dict[str, Any]]) -> None:
+        """Take up where the last of these left off."""
+        leaves, tree = jax.tree.flatten(self.like)
+        given = [saved[-1]["state"][str(i)] for i in range(len(leaves))]
+        given = [jnp.asarray(x, s.dtype) for x, s in zip(given, leaves, strict=True)]
+        self.state = jax.tree.unflatten(tree, given)
+        self.steps = int(saved[-1]["steps"])
+        for piece in saved:
+            self.rows.restore(piece["rows"], jax.tree.structure(self.row))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+    """What a block of steps needs; equal ones share compiled code."""
+
+    ahead: Callable[..., Any]
+    count: int
+
+    def __call__(self, number: Any, state: Any, *args: Any) -> Any:
+        return self.ahead(number, self.count, state, *args)
+
+
+_COUNT = jax.ShapeDtypeStruct((), np.dtype("int32"))
 
 
 def _same(tree: Any) -> Any:
     return tree
 
 
-def _open(fun: Callable[..., Any], first: Any, args: tuple[Any, ...]) -> tuple[Program, Any]:
-    """Stage `fun(first, *args)` with `first` left open: a program short of its first arrays."""
-    whole = stage(fun, (first, *args))
+def _open(fun: Callable[..., Any], first: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+    """Stage `fun(*first, *args)` with `first` left open: a program short of its first arrays."""
+    whole = stage(fun, (*first, *args))
     count = len(jax.tree.leaves(first))
     return (
         Program(whole.structure, whole.consts, whole.args[count:]),
@@ -127,35 +377,62 @@ def _initial_impl(interpret: Any, program: Program, key: Any) -> Any:
     return interpret(program.structure.jaxpr, program.consts, program.args, key)
 
 
-_initial = jax.jit(_initial_impl, static_argnums=0)
+def _compiled(fun: Callable[..., Any], static: tuple[int, ...], **options: Any) -> Any:
+    """Compile on first use: which options there are depends on the devices."""
+
+    @functools.cache
+    def jitted() -> Any:
+        known = options if jax.default_backend() == "cpu" else {}
+        return jax.jit(fun, static_argnums=static, compiler_options=known)
+
+    return lambda *args: jitted()(*args)
+
+
+# What runs once is not worth the compiler's best. In a loop of small operations a scheduler that
+# looks for concurrency costs as much as the operations.
+_initial = _compiled(_initial_impl, (0,), xla_backend_optimization_level=0)
 
 
 def _block_impl(
     interpret: Any,
+    ahead: Program | None,
     step: Program,
-    emit: Program,
+    block: int,
     state: Any,
     key: Any,
     start: Any,
     count: Any,
-    keep: Any,
 ) -> Any:
     shapes = step.structure.shapes[1]
-    buffer = jax.tree.map(lambda s: jnp.zeros((BLOCK, *s.shape), s.dtype), shapes)
+    buffer = jax.tree.map(lambda s: jnp.zeros((block, *s.shape), s.dtype), shapes)
+    drawn, first = None, 0
+    if ahead is not None:
+        first = start % block
+        number = jnp.asarray(start // block, _COUNT.dtype)
+        drawn = _apply(interpret, ahead, (number, state), None)
 
     def body(i: Any, carry: Any) -> Any:
         state, buffer = carry
-        state, out = _apply(interpret, step, state, jax.random.fold_in(key, start + i))
+        if drawn is None:
+            given, own = state, jax.random.fold_in(key, start + i)
+        else:
+            given, own = (state, jax.tree.map(lambda x: x[first + i], drawn)), None
+        state, out = _apply(interpret, step, given, own)
         return state, jax.tree.map(lambda b, o: b.at[i].set(o), buffer, out)
 
-    state, outs = jax.lax.fori_loop(0, count, body, (state, buffer))
-
-    def kept(outs: Any) -> Any:
-        return jax.vmap(lambda out: _apply(interpret, emit, out, None))(outs)
-
-    like = jax.eval_shape(kept, outs)
-    zeros = lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)  # noqa: E731
-    return state, jax.lax.cond(keep, kept, zeros, outs)
+    return jax.lax.fori_loop(0, count, body, (state, buffer))
 
 
-_block = jax.jit(_block_impl, static_argnums=0)
+_block = _compiled(
+    _block_impl,
+    (0, 3),
+    xla_backend_optimization_level=1,
+    xla_cpu_enable_concurrency_optimized_scheduler=False,
+)
+
+
+def _emit_impl(interpret: Any, emit: Program, rows: Any) -> Any:
+    return jax.vmap(lambda row: _apply(interpret, emit, row, None))(rows)
+
+
+_emit = _compiled(_emit_impl, (0,), xla_backend_optimization_level=1)

@@ -107,7 +107,7 @@ def test_particle_gibbs_asks_for_what_it_needs():
     with pytest.raises(ArgumentError, match=r"kernel=None for the sites \['t'\]"):
         particle_gibbs(program, 4)
     with pytest.raises(ArgumentError, match="kernel="):
-        particle_gibbs(program, 4, kernel=ppl.kernels.nuts())
+        particle_gibbs(program, 4, kernel="nuts")
     with pytest.raises(ArgumentError, match="no latent site stands in a loop"):
         particle_gibbs(models.straight(), 4)
     with pytest.raises(ArgumentError, match="num_warmup=-1"):

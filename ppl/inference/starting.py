@@ -1,0 +1,128 @@
+"""Where chains start: at finite points, drawn or given; and who is to blame if there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl import _jax
+from ppl import distributions as dist
+from ppl.errors import ArgumentError, InitializationError, at, message
+from ppl.program import Program
+from ppl.semantics.density import joint, match_choices
+from ppl.semantics.unconstrained import Unconstrained
+from ppl.statements import sample
+
+#: The box of unconstrained space that starts are drawn from, and how often.
+RADIUS, TRIES = 2.0, 100
+
+
+def drawn_start(space: Unconstrained) -> tuple[Any, Any]:
+    """Draw a point of unconstrained space until its density and gradient are finite.
+
+    Returns:
+        The point, and whether it is one.
+    """
+
+    def search(state: Any) -> Any:
+        tries, _, _ = state
+        z = sample("start", dist.Uniform(-RADIUS, RADIUS).expand([space.size]).to_event(1))
+        return tries + 1, z, finite(space, z)
+
+    nowhere = jnp.zeros(space.size, jnp.result_type(float))
+    start = 0, nowhere, jnp.asarray(space.size == 0)
+    _, z, ok = jax.lax.while_loop(lambda s: ~s[2] & (s[0] < TRIES), search, start)
+    return z, ok
+
+
+def finite(space: Unconstrained, z: Any) -> Any:
+    """Tell whether density and gradient are finite."""
+    value, gradient = jax.value_and_grad(space.log_density)(z)
+    return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+
+
+def given_starts(
+    operation: str, program: Program, init: Mapping[str, Any], num_chains: int
+) -> dict[str, Any]:
+    """Give every chain its starting values.
+
+    Args:
+        operation: for messages.
+        program: what is fitted.
+        init: values of shape (*site) for all chains or (chain, *site), for every latent.
+        num_chains: their number.
+    """
+    if isinstance(init, Mapping):
+        init = {a: x if _jax.is_tracer(x) else np.asarray(x) for a, x in init.items()}
+        one = {
+            a: x[0]
+            if a in program.sites and x.shape == (num_chains, *program.sites[a].shape)
+            else x
+            for a, x in init.items()
+        }
+        match_choices(f"{operation}(init=)", program, one)
+    else:
+        match_choices(f"{operation}(init=)", program, init)
+    sites = [s for s in program.sites if s.kind == "latent"]
+    return {
+        s.address: jnp.broadcast_to(jnp.asarray(init[s.address], s.dtype), (num_chains, *s.shape))
+        for s in sites
+    }
+
+
+def require_finite(
+    operation: str, program: Program, ok: Any, choices: Any, given: bool, what: str
+) -> None:
+    """Raise where no finite starting point was found, naming the site that is to blame.
+
+    Args:
+        operation: for messages.
+        program: what is fitted.
+        ok: of shape (chain,), whether a chain has a point.
+        choices: gives those of a chain.
+        given: whether the user chose them.
+        what: what has to be finite.
+    """
+    bad = np.flatnonzero(~np.asarray(ok))
+    if not bad.size:
+        return
+    where = f"{TRIES} draws from Uniform(-{RADIUS:g}, {RADIUS:g}) in unconstrained space"
+    sites = joint(program, choices(int(bad[0]))).sites
+    blamed = "the gradient of the joint density is not finite"
+    for site in program.sites:
+        record = sites.get(site.address)
+        if record is None or bool(jnp.all(jnp.isfinite(record.value.log_density))):
+            continue
+        value = np.array2string(np.asarray(record.value.value), threshold=6, precision=4)
+        density = float(jnp.sum(record.value.log_density))
+        blamed = (
+            f"{site.kind} site {at(site.address, site.source)} has log density {density} at "
+            f"{value} (support: {site.support or 'none'}); it depends on "
+            f"{', '.join(site.depends_on) or 'no other site'}"
+        )
+        break
+    raise InitializationError(
+        message(
+            f"{operation} found no starting point with a finite density for {bad.size} of "
+            f"{np.size(ok)} chains: {blamed}",
+            needs=f"a finite {what} where a chain starts",
+            why="init gave these values" if given else f"{where} were tried",
+            fix="ppl.mcmc(..., init={address: value}) near plausible values, or mend the model",
+        )
+    )
+
+
+def require_kernel(operation: str, kernel: Any, fine: bool) -> None:
+    """Raise `ArgumentError` if what should be a kernel is none."""
+    if not fine:
+        raise ArgumentError(
+            message(
+                f"{operation} got the kernel {kernel!r}",
+                needs="a kernel object",
+                fix="ppl.mcmc(program, ppl.kernels.nuts())",
+            )
+        )

@@ -1,0 +1,305 @@
+"""NUTS: what a trajectory is, that it leaves densities invariant, and what warmup finds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ppl
+import ppl.distributions as dist
+from ppl.errors import ArgumentError, UnsupportedError
+from ppl.inference import warmup
+from ppl.inference.trajectory import Numbers, begin, grow
+from ppl.results.diagnostics import mcse
+
+MASS = np.array([1.5, 0.3])
+SCALE = np.array([1.0, 0.4])
+
+
+def gradient(z):
+    """A log density that is not normal, and its gradient."""
+    return jax.value_and_grad(lambda z: -jnp.sum(jnp.cosh(z / SCALE)) + 0.3 * z[0] * z[1])(z)
+
+
+# --- Trajectories against a plain recursion -----------------------------------------------------
+
+
+def density(z):
+    return -np.sum(np.cosh(z / SCALE)) + 0.3 * z[0] * z[1]
+
+
+def force(z):
+    return -np.sinh(z / SCALE) / SCALE + 0.3 * z[::-1]
+
+
+def leapfrog(z, p, step):
+    half = p + 0.5 * step * force(z)
+    z = z + step * MASS * half
+    return z, half + 0.5 * step * force(z)
+
+
+def energy(z, p):
+    return density(z) - 0.5 * np.sum(MASS * p * p)
+
+
+def turns(leaves):
+    """Tell whether a tree, with its leaves in order of time, makes a U-turn; as Stan does."""
+    momenta = [p for _, p in leaves]
+    middle = len(momenta) // 2
+
+    def turn(part):
+        speed = MASS * sum(part)
+        return part[0] @ speed <= 0 or part[-1] @ speed <= 0
+
+    return turn(momenta) or turn(momenta[: middle + 1]) or turn(momenta[middle - 1 :])
+
+
+def valid(leaves):
+    """Tell whether no subtree makes a U-turn."""
+    if len(leaves) == 1:
+        return True
+    middle = len(leaves) // 2
+    return valid(leaves[:middle]) and valid(leaves[middle:]) and not turns(leaves)
+
+
+def plain(z, p, step, directions, max_depth):
+    """Build the tree by the definition: its leaves in order of time, its depth, what ended it."""
+    leaves, depth = [(z, p)], 0
+    while True:
+        new, (end_z, end_p) = [], leaves[-1 if directions[depth] > 0 else 0]
+        for _ in range(2**depth):
+            end_z, end_p = leapfrog(end_z, end_p, directions[depth] * step)
+            new.append((end_z, end_p))
+        new = new if directions[depth] > 0 else new[::-1]
+        if not valid(new):
+            return leaves, depth
+        leaves = leaves + new if directions[depth] > 0 else new + leaves
+        depth += 1
+        if turns(leaves) or depth == max_depth:
+            return leaves, depth
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """Grow trajectories one leaf at a time; coins say where to go, and take every new candidate."""
+    with jax.enable_x64(True):
+        step = jax.jit(lambda t, eps, coins: grow(gradient, t, eps, jnp.asarray(MASS), coins))
+
+        def run(z, p, eps, directions, seed, max_depth=6):
+            coins = [0.25 if d < 0 else 0.75 for d in directions]
+            here, slope = gradient(jnp.asarray(z))
+            t = begin(jnp.asarray(z), slope, here, jnp.asarray(p), MASS, max_depth, coins[0])
+            rng = np.random.default_rng(seed)
+            while True:
+                depth = int(Numbers(*t.numbers).depth)
+                coin = coins[min(depth + 1, len(coins) - 1)]
+                t = step(t, eps, jnp.array([coin, *rng.random(2)]))
+                if Numbers(*t.numbers).finished:
+                    return t
+
+        yield run
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_trajectory_is_the_tree_of_the_definition(grown, seed, x64):
+    rng = np.random.default_rng(seed)
+    z, p, eps = (
+        rng.normal(size=2) * SCALE,
+        rng.normal(size=2) / np.sqrt(MASS),
+        rng.uniform(0.05, 0.6),
+    )
+    directions = rng.choice([-1, 1], size=7)
+    leaves, depth = plain(z, p, eps, directions, 6)
+    end = grown(z, p, eps, directions, seed)
+    numbers = Numbers(*end.numbers)
+    assert int(numbers.depth) == depth
+    # What was drawn is a leaf of the tree, and the weights are those of its leaves.
+    energies = np.array([energy(*leaf) for leaf in leaves])
+    total = np.log(np.sum(np.exp(energies - energy(z, p))))
+    np.testing.assert_allclose(float(numbers.log_weight), total, rtol=1e-9, atol=1e-9)
+    apart = [np.max(np.abs(leaf[0] - end.chosen[0])) for leaf in leaves]
+    assert min(apart) < 1e-9
+    np.testing.assert_allclose(float(numbers.chosen_energy), energies[np.argmin(apart)], atol=1e-9)
+    np.testing.assert_allclose(float(numbers.log_density), density(end.chosen[0]), atol=1e-9)
+    np.testing.assert_allclose(end.chosen[1], force(end.chosen[0]), atol=1e-9)
+    assert len(leaves) - 1 <= int(numbers.num_steps)
+    assert depth > 0 or numbers.num_steps == 1
+
+
+def test_the_trees_of_the_test_are_of_many_kinds(x64):
+    """Shows that the test above sees deep trees, and trees whose last half was dropped."""
+    depths = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        z, p = rng.normal(size=2) * SCALE, rng.normal(size=2) / np.sqrt(MASS)
+        depths.add(plain(z, p, rng.uniform(0.05, 0.6), rng.choice([-1, 1], size=7), 6)[1])
+    assert {1, 2, 3, 4, 5} <= depths
+
+
+def test_the_tree_is_as_likely_from_each_of_its_states(x64):
+    """From every state of a tree there is one way to build it: the reason why NUTS is correct."""
+    rng = np.random.default_rng(5)
+    for _ in range(12):
+        z, p, eps = (
+            rng.normal(size=2) * SCALE,
+            rng.normal(size=2) / np.sqrt(MASS),
+            rng.uniform(0.1, 0.5),
+        )
+        leaves, depth = plain(z, p, eps, rng.choice([-1, 1], size=7), 6)
+        if not 2 <= depth < 6:
+            continue
+        for place, leaf in enumerate(leaves):
+            # The directions that lead from this leaf to the same tree are the digits of its place.
+            ways = [1 if (place >> k) % 2 == 0 else -1 for k in range(depth)]
+            again, found = plain(*leaf, eps, [*ways, 1, 1, 1], 6)
+            assert found >= depth
+            if found == depth:
+                np.testing.assert_allclose(again[0][0], leaves[0][0], atol=1e-6)
+                np.testing.assert_allclose(again[-1][0], leaves[-1][0], atol=1e-6)
+
+
+# --- Chains -------------------------------------------------------------------------------------
+
+
+@ppl.model
+def normal():
+    covariance = jnp.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 100.0]])
+    return ppl.sample("x", dist.MultivariateNormal(jnp.zeros(3), covariance))
+
+
+SD = np.array([1.0, 1.0, 10.0])
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    program = ppl.mcmc(normal(), ppl.kernels.nuts(), num_samples=4000, num_warmup=1000)
+    return ppl.run(program, 1, progress=False)
+
+
+def errors(x):
+    """Means and sds of coordinates, in standard errors."""
+    x = np.asarray(x, float)
+    return np.r_[x.mean((0, 1)) / mcse(x), (x.std((0, 1)) - SD) / mcse(x, "sd")]
+
+
+def test_moments_of_a_correlated_normal(adapted):
+    # Six numbers, each beyond 5 standard errors with probability 6e-7.
+    assert np.all(np.abs(errors(adapted["x"])) < 5)
+    assert np.all(np.asarray(adapted.stats["n_steps"]) < 64)
+
+
+@pytest.mark.parametrize("max_tree_depth", [1, 2, 3])
+def test_short_trees_leave_it_invariant_too(max_tree_depth):
+    kernel = ppl.kernels.nuts(
+        step_size=0.5, inverse_mass=jnp.array([1.0, 1.0, 60.0]), max_tree_depth=max_tree_depth
+    )
+    program = ppl.mcmc(normal(), kernel, num_samples=6000, num_warmup=500)
+    chains = ppl.run(program, 2, progress=False)
+    assert np.all(np.abs(errors(chains["x"])) < 5)
+
+
+def test_warmup_finds_scales_and_the_acceptance_asked_for(adapted):
+    accepted = np.asarray(adapted.stats["acceptance_rate"]).mean()
+    assert 0.75 < accepted < 0.95
+    kernel = adapted.kernel
+    mass = np.asarray(kernel.inverse_mass)
+    # For a normal density sqrt(var z / var grad) is known: the diagonal of the covariance over that
+    # of its inverse. The fit has seen some hundred draws.
+    inverse = np.linalg.inv([[1.0, 0.9], [0.9, 1.0]])[0, 0]
+    np.testing.assert_allclose(mass, [np.sqrt(1 / inverse)] * 2 + [100.0], rtol=0.4)
+
+
+def test_the_adapted_kernel_is_a_value(adapted):
+    """It runs without a warmup, with other numbers of chains, and inside a composition."""
+    chains = ppl.run(
+        ppl.mcmc(normal(), adapted.kernel, num_samples=2000, num_warmup=50, num_chains=3),
+        3,
+        progress=False,
+    )
+    assert np.all(np.abs(errors(chains["x"])) < 5)
+    assert len(np.unique(np.asarray(chains.stats["step_size"]))) == 1
+
+
+def test_the_kernel_on_traces_leaves_the_measure_invariant():
+    kernel = ppl.kernels.nuts(step_size=0.6, inverse_mass=jnp.array([1.0, 1.0, 60.0]))
+    report = ppl.check.invariant(kernel, normal())
+    assert report.passed, report
+
+
+def test_addresses_move_and_the_rest_is_held():
+    @ppl.model
+    def two():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(x, 1.0))
+        return ppl.sample("k", dist.Bernoulli(0.5))
+
+    kernel = ppl.kernels.nuts(addresses=["x"])
+    chains = ppl.run(
+        ppl.mcmc(two(), kernel, num_samples=3000, num_warmup=300, num_chains=2), 0, progress=False
+    )
+    y, k = np.asarray(chains["y"]), np.asarray(chains["k"])
+    assert np.all(np.ptp(y, axis=1) == 0)
+    assert np.all(np.ptp(k, axis=1) == 0)
+    x = np.asarray(chains["x"], float) - y / 2
+    z = (x - x.mean(1, keepdims=True)).std() - np.sqrt(0.5)
+    assert abs(z) < 5 * float(mcse(x, "sd"))
+
+
+def test_settings_are_checked():
+    with pytest.raises(ArgumentError, match=r"target_accept=1\.5"):
+        ppl.kernels.nuts(target_accept=1.5)
+    with pytest.raises(ArgumentError, match="max_tree_depth=0"):
+        ppl.kernels.nuts(max_tree_depth=0)
+    with pytest.raises(ArgumentError, match="step_size"):
+        ppl.kernels.nuts(step_size=-1.0)
+    with pytest.raises(ArgumentError, match="needs one number"):
+        ppl.kernels.nuts(step_size=jnp.ones(2))
+    with pytest.raises(ArgumentError, match="no step size"):
+        ppl.kernels.nuts()(ppl.trace(normal(), 0))
+    with pytest.raises(ArgumentError, match="num_warmup=0"):
+        ppl.mcmc(normal(), ppl.kernels.nuts(), num_warmup=0)
+    with pytest.raises(ArgumentError, match=r"inverse_mass of shape \(2,\)"):
+        ppl.mcmc(normal(), ppl.kernels.nuts(inverse_mass=jnp.ones(2)))
+
+    @ppl.model
+    def discrete():
+        return ppl.sample("k", dist.Bernoulli(0.5))
+
+    with pytest.raises(UnsupportedError, match='discrete latent site "k"'):
+        ppl.mcmc(discrete(), ppl.kernels.nuts())
+
+
+# --- Warmup -------------------------------------------------------------------------------------
+
+
+def test_dual_averaging_reaches_the_acceptance_asked_for(x64):
+    """On an acceptance that falls smoothly with the step, the fixed step accepts as asked."""
+    known = warmup.start(jnp.ones((2, 1)), None, 1.0)
+
+    def learn(known, index):
+        rate = jnp.exp(-known.step_size)
+        after = warmup.update(
+            known, index, 1000, jnp.ones((2, 1)), rate, True, 0.7, inverse_mass=False
+        )
+        return after, after.step_size
+
+    end, _ = jax.lax.scan(learn, known, jnp.arange(1000))
+    assert abs(float(jnp.exp(-end.step_size)) - 0.7) < 0.02
+
+
+def test_the_metric_is_exact_for_an_uncorrelated_normal(x64):
+    """Gradients are linear then: the Fisher metric is the variance, whatever was drawn."""
+    sd = jnp.array([0.1, 1.0, 20.0])
+    draws = jax.random.normal(jax.random.key(0), (200, 3)) * sd
+    known = warmup.start(jnp.stack([draws[0], -draws[0] / sd**2]), 0.5, None)
+
+    def learn(known, x):
+        index, z = x
+        place = jnp.stack([z, -z / sd**2])
+        after = warmup.update(known, index, 200, place, 0.8, True, 0.8, step_size=False)
+        return after, after.inverse_mass
+
+    end, masses = jax.lax.scan(learn, known, (jnp.arange(200), draws))
+    np.testing.assert_allclose(end.inverse_mass, sd**2, rtol=1e-9)
+    # In the last part of the warmup the metric is fixed.
+    np.testing.assert_array_equal(masses[170:], jnp.broadcast_to(masses[170], (30, 3)))
