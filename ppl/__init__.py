@@ -20,6 +20,7 @@ from ppl.inference.smc2 import smc2
 from ppl.inference.smoothing import smooth
 from ppl.inference.stream import Stream, stream
 from ppl.inference.tempered import tempered_smc
+from ppl.interop.blackjax import from_blackjax
 from ppl.interop.numpyro import from_numpyro
 from ppl.model import Model, model
 from ppl.program import Program
@@ -80,6 +81,7 @@ __all__ = [
     "expectation",
     "extract",
     "factor",
+    "from_blackjax",
     "from_numpyro",
     "guided",
     "importance",

@@ -34,10 +34,10 @@ class Loop:
 
     With `ahead`, a loop is flat: after `init` nothing is drawn, `ahead(block, count, state, *args)`
     makes what `count` steps need of random numbers from seeds in the state, of which
-    `step(state, drawn, *args)` gets a row, and the output of a step is `(done, out)`, where `done`
-    tells for each lane whether the step completed one of its outputs. The loop ends when every lane
-    has `length`. `split(parts, state, args)` gives states and arguments of loops over some of the
-    lanes each, for the host to run at a time.
+    `step(state, drawn, *args)` gets a row, and `done(out)` tells for each lane whether the step
+    completed one of its outputs. The loop ends when every lane has `length`.
+    `split(parts, state, args)` gives states and arguments of loops over some of the lanes each, for
+    the host to run at a time.
 
     `hand(value, underway, *args)` gives the value of a run on the host the means to go on.
     """
@@ -52,6 +52,7 @@ class Loop:
     label: str = "steps"
     check: Callable[..., None] = lambda state, *args: None
     ahead: Callable[..., Any] | None = None
+    done: Callable[..., Any] = lambda out: None
     split: Callable[..., Any] = lambda parts, state, args: [(state, args)]
     hand: Callable[..., Any] | None = None
 

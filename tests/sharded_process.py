@@ -219,7 +219,9 @@ def two() -> dict[str, Any]:
     """Run on the devices of all processes."""
     mesh = jax.make_mesh((jax.device_count(),), ("particles",))
     population = ppl.run(ppl.smc(linear(YS), 160), 0, mesh=mesh)
-    walk = ppl.mcmc(normal(FEW), ppl.kernels.random_walk(1.0), num_samples=200, num_warmup=10, num_chains=8)
+    walk = ppl.mcmc(
+        normal(FEW), ppl.kernels.random_walk(1.0), num_samples=200, num_warmup=10, num_chains=8
+    )
     fitted = ppl.run(walk, 0, progress=False, mesh=mesh)
     return {
         "processes": jax.process_count(),

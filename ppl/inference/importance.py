@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppl.counts import count
 from ppl.errors import named_keywords
-from ppl.inference.counts import count
 from ppl.interpreter import evaluate
 from ppl.program import Program, require_program
 from ppl.semantics.guided import guided

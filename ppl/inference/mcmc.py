@@ -13,12 +13,18 @@ from jaxtyping import ArrayLike
 
 from ppl import distributions as dist
 from ppl._types import Choices, PyTree
-from ppl.errors import UnsupportedError, check_addresses, message, named_keywords
+from ppl.counts import count
+from ppl.errors import AddressError, UnsupportedError, check_addresses, message, named_keywords
 from ppl.inference.coordinates import coordinates
-from ppl.inference.counts import count
-from ppl.inference.nuts import Nuts
-from ppl.inference.starting import drawn_start, finite, given_starts, require_finite, require_kernel
-from ppl.inference.trace_kernel import Time, TraceKernel, as_addresses
+from ppl.inference.starting import (
+    TRIES,
+    drawn_start,
+    finite,
+    given_starts,
+    require_finite,
+    require_kernel,
+)
+from ppl.inference.trace_kernel import FlatKernel, Time, TraceKernel
 from ppl.program import Loop, Program, require_program
 from ppl.semantics.chains import Chains
 from ppl.semantics.kernel import Kernel
@@ -54,7 +60,7 @@ def mcmc(
         num_chains: chains, run side by side.
         init: starting values by address, of shape (*site) for all chains or (chain, *site); None
             draws each unconstrained coordinate from Uniform(-2, 2), again until the density and
-            its gradient are finite, and discrete sites from the program.
+            its gradient are finite, and discrete sites from the program, again as well.
         thin: only every thin-th move is kept.
         keep: addresses whose draws are kept; None for all.
 
@@ -64,7 +70,7 @@ def mcmc(
     Raises:
         ArgumentError: a number is not a positive integer, or the kernel is not one.
         AddressError: `init` or `keep` has an address that the program has not.
-        UnsupportedError: no latent site is there, or one that the kernel cannot move.
+        UnsupportedError: no latent site is there, or the kernel refuses one.
         InitializationError: (when run) no finite starting point was found; names the site.
     """
     require_program("mcmc", program)
@@ -82,13 +88,13 @@ def mcmc(
             )
         )
     shown = [s.address for s in program.sites if s.kind in ("latent", "deterministic")]
-    keep = as_addresses("mcmc", keep)
+    keep = None if keep is None else _keep(keep)
     check_addresses("mcmc(keep=)", keep or (), shown)
     starts = None if init is None else given_starts("mcmc", program, init, chains)
     pieces = _MOVES
-    if isinstance(kernel, Nuts) and kernel.addresses is None:
-        kernel.check(unconstrain(program), warmup)  # a discrete latent is an error that names it
-        pieces = _FLAT
+    if isinstance(kernel, FlatKernel) and kernel.addresses is None:
+        kernel.check(unconstrain(program), warmup)  # refuses a discrete latent, and names it
+        pieces = dataclasses.replace(_FLAT, done=kernel.flat_done)
     loop = dataclasses.replace(pieces, length=warmup + samples * thin, skip=warmup, thin=thin)
     setting = Setting(program, kernel, starts, chains, warmup, keep)
     return loop_program(f"mcmc({program.name})", loop, setting)
@@ -107,6 +113,19 @@ class Setting:
     keep: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
 
 
+def _keep(addresses: Sequence[str]) -> tuple[str, ...]:
+    found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    if not found or len(set(found)) < len(found):
+        raise AddressError(
+            message(
+                f"mcmc got keep={addresses!r}",
+                needs="one or more different addresses, or None for all",
+                fix='ppl.mcmc(..., keep=["x"])',
+            )
+        )
+    return found
+
+
 def _kept(setting: Setting, values: dict[str, Any]) -> dict[str, Any]:
     return {a: x for a, x in values.items() if setting.keep is None or a in setting.keep}
 
@@ -121,13 +140,17 @@ def _finish(state: Any, kept: Any, setting: Setting) -> Chains:
 
 
 def _tuned(kernel: Kernel, memory: PyTree, axis: int) -> Kernel:
-    """Give the kernel with the settings that most chains would agree to."""
-    if not isinstance(kernel, TraceKernel):
+    """Give the kernel with the settings of one chain, the median one by its first setting."""
+    leaves = jax.tree.leaves(memory)
+    if not isinstance(kernel, TraceKernel) or not leaves:
         return kernel
-    return kernel.tuned(jax.tree.map(lambda x: np.median(x, axis).astype(x.dtype), memory))
+    first = np.moveaxis(np.asarray(leaves[0], float), axis, 0)
+    order = np.argsort(first.reshape(len(first), -1).mean(1))
+    chain = order[len(order) // 2]
+    return kernel.tuned(jax.tree.map(lambda x: jnp.take(x, chain, axis), memory))
 
 
-# --- NUTS alone: chains in unconstrained space, each leaf of a trajectory a step -----------------
+# --- A flat kernel: chains in unconstrained space, many steps a move ----------------------------
 
 
 class _Flat(NamedTuple):
@@ -167,8 +190,7 @@ def _flat_split(parts: int, flat: _Flat, args: tuple[Setting]) -> Any:
     chains = flat.ok.shape[0]
     parts = next(n for n in range(parts, 0, -1) if chains % n == 0)
     size = chains // parts
-    (setting,) = args
-    setting = dataclasses.replace(setting, starts=None, num_chains=size)
+    setting = dataclasses.replace(args[0], starts=None, num_chains=size)
 
     def one(k: int) -> Any:
         here = slice(k * size, (k + 1) * size)
@@ -176,7 +198,7 @@ def _flat_split(parts: int, flat: _Flat, args: tuple[Setting]) -> Any:
         state = last._replace(seed=flat.state.seed[here])
         return _Flat(state, flat.ok[here], flat.start[here]), (setting,)
 
-    return [(flat, args)] if parts == 1 else [one(k) for k in range(parts)]
+    return [one(k) for k in range(parts)] if parts > 1 else [(flat, (setting,))]
 
 
 def _flat_step(flat: _Flat, drawn: Any, setting: Setting) -> Any:
@@ -206,7 +228,7 @@ def _flat_check(flat: _Flat, setting: Setting) -> None:
 def _flat_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
     parts = [part.gathered.state.warmup for part in underway.parts]
     memory = jax.tree.map(lambda *xs: np.concatenate(xs, -1), *parts)
-    kernel = _tuned(setting.kernel, memory, -1)
+    kernel = _tuned(setting.kernel, memory.known, -1)
     return dataclasses.replace(chains, kernel=kernel, underway=underway)
 
 
@@ -249,17 +271,28 @@ def _moves_init(setting: Setting) -> _Moves:
 
 
 def _start(program: Program) -> Choices:
-    """Draw discrete sites from the program, and unconstrained coordinates of others from a box."""
+    """Draw discrete sites from the program and others from a box, until the density is finite."""
     latents = [s for s in program.sites if s.kind == "latent"]
     continuous = tuple(s.address for s in latents if not s.discrete)
     if len(continuous) == len(latents):
         space = unconstrain(program)
         return space.unflatten(drawn_start(space)[0])
-    drawn = traced(program)().choices
-    if not continuous:
-        return drawn
-    space = coordinates("mcmc", trace_of(program, drawn), continuous).space
-    return {**drawn, **space.unflatten(drawn_start(space)[0])}
+
+    def search(state: Any) -> Any:
+        drawn = traced(program)().choices
+        if continuous:
+            space = coordinates("mcmc", trace_of(program, drawn), continuous).space
+            drawn = {**drawn, **space.unflatten(drawn_start(space)[0])}
+        return state[0] + 1, drawn, jnp.isfinite(trace_of(program, drawn).log_density)
+
+    nowhere = {s.address: jnp.zeros(s.shape, s.dtype) for s in latents}
+    start = 0, nowhere, jnp.zeros((), bool)
+    return jax.lax.while_loop(lambda s: ~s[2] & (s[0] < TRIES), search, start)[1]
+
+
+def _moves_split(parts: int, state: _Moves, args: tuple[Setting]) -> Any:
+    """Forget where chains started: a step does not ask, and other starts compile nothing."""
+    return [(state, (dataclasses.replace(args[0], starts=None),))]
 
 
 def _moves_step(state: _Moves, setting: Setting) -> tuple[_Moves, Any]:
@@ -312,5 +345,6 @@ _MOVES = Loop(
     length=0,
     label="mcmc",
     check=_moves_check,
+    split=_moves_split,
     hand=_moves_hand,
 )

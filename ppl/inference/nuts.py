@@ -8,17 +8,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
 from ppl import distributions as dist
 from ppl._threefry import faster
 from ppl._types import PyTree, pytree, static
+from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
-from ppl.inference.trace_kernel import Step, Time, TraceKernel, as_addresses
-from ppl.inference.trajectory import Numbers, Trajectory, begin, grow
-from ppl.inference.warmup import Warmup
+from ppl.inference.trace_kernel import FlatKernel, Step, Time, as_addresses
+from ppl.inference.trajectory import Noise, Trajectory, grow, rest
+from ppl.inference.warmup import LowRank, Metric, Packed, Warmup
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
@@ -31,6 +32,7 @@ def nuts(
     inverse_mass: ArrayLike | None = None,
     target_accept: float = 0.8,
     max_tree_depth: int = 10,
+    low_rank: int = 0,
     addresses: Sequence[str] | None = None,
 ) -> Nuts:
     """Make the No-U-Turn kernel on the continuous latents.
@@ -45,6 +47,8 @@ def nuts(
             each coordinate; None adapts it in the warmup.
         target_accept: the mean acceptance statistic that the step size is tuned to.
         max_tree_depth: at most 2 ** max_tree_depth - 1 gradient evaluations a move.
+        low_rank: the number of directions in which the adapted metric is more than diagonal, for
+            posteriors with strong correlations.
         addresses: the latents that move; None for all continuous ones.
 
     Returns:
@@ -68,10 +72,21 @@ def nuts(
                 fix="ppl.kernels.nuts(target_accept=0.9)",
             )
         )
-    names, target = as_addresses("nuts", addresses), float(target_accept)
+    names = as_addresses("nuts", addresses)
+    target = jnp.asarray(target_accept, jnp.result_type(float))
     step = None if step_size is None else _setting("step_size", step_size, 0)
+    rank = count("nuts", "low_rank", low_rank, 0)
     mass = None if inverse_mass is None else _setting("inverse_mass", inverse_mass, 1)
-    return Nuts(step, mass, names, target, int(max_tree_depth))
+    if rank and mass is not None:
+        raise ArgumentError(
+            message(
+                f"nuts got low_rank={rank} beside an inverse_mass",
+                needs="one of them",
+                why="the rank is that of a metric that warmup adapts",
+                fix=f"ppl.kernels.nuts(low_rank={rank})",
+            )
+        )
+    return Nuts(step, mass, target, names, int(max_tree_depth), rank)
 
 
 def _setting(name: str, setting: Any, most: int) -> Array:
@@ -88,28 +103,25 @@ def _setting(name: str, setting: Any, most: int) -> Array:
     return array
 
 
-#: The block of random numbers from which chains start; no run has so many.
-_FIRST = 2**31 - 1
-
-
 class State(NamedTuple):
     """Chains under way: each within a trajectory, after some moves."""
 
     trajectory: Trajectory
-    warmup: Warmup
+    warmup: Packed
     index: Any
     seed: Any
 
 
 @pytree
-class Nuts(TraceKernel):
+class Nuts(FlatKernel):
     """The kernel of `nuts`."""
 
     step_size: Array | None
-    inverse_mass: Array | None
+    inverse_mass: Metric | None
+    target_accept: Array
     addresses: tuple[str, ...] | None = static()
-    target_accept: float = static()
     max_tree_depth: int = static()
+    low_rank: int = static()
 
     operation: ClassVar[str] = "nuts"
 
@@ -127,7 +139,8 @@ class Nuts(TraceKernel):
             )
         space = coordinates("nuts", trace, self.addresses)
         mass = 1.0 if self.inverse_mass is None else self.inverse_mass
-        mass = jnp.broadcast_to(fit("nuts", "inverse_mass", mass, space), (space.size,))
+        if not isinstance(mass, LowRank):
+            mass = jnp.broadcast_to(fit("nuts", "inverse_mass", mass, space), (space.size,))
         return self._moved_from(space, self.step_size, mass)[0]
 
     def start(self, trace: Trace) -> PyTree:
@@ -138,14 +151,19 @@ class Nuts(TraceKernel):
 
     def step(self, trace: Trace, memory: PyTree, time: Time) -> Step:
         """Make a move; adapt while the time is that of warmup."""
+        self._require_step_size(time.warmup)
         space = coordinates("nuts", trace, self.addresses)
         after, end = self._moved_from(space, memory.step_size, memory.inverse_mass)
-        n = Numbers(*end.numbers)
+        n, here = end.numbers, end.here
+        stats = _stats(
+            here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
+            memory.step_size,
+        )  # fmt: skip
         if time.warmup:
             learned = self._learned(memory, time.index, time.warmup, end)
             adapts = time.index < time.warmup
             memory = jax.tree.map(lambda a, b: jnp.where(adapts, a, b), learned, memory)
-        return Step(after, memory, _stats(n, memory.step_size))
+        return Step(after, memory, stats)
 
     def tuned(self, memory: PyTree) -> Nuts:
         """Give the kernel with the settings that were adapted."""
@@ -159,22 +177,28 @@ class Nuts(TraceKernel):
         gradient = jax.value_and_grad(space.log_density)
         z = space.start()
         density, force = gradient(z)
-        noise = sample("momentum", dist.Normal(0.0, 1.0).expand([space.size]).to_event(1))
-        noise = noise.astype(z.dtype) / jnp.sqrt(mass)
-        coin = sample("direction", dist.Uniform(0.0, 1.0))
-        first = begin(z, force, density, noise, mass, self.max_tree_depth, coin)
+        normal, uniform = dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0)
+        momentum = sample("momentum", normal.expand([space.size]).to_event(1)).astype(z.dtype)
 
-        def leaf(trajectory: Trajectory) -> Trajectory:
-            coins = sample("coins", dist.Uniform(0.0, 1.0).expand([3]).to_event(1))
-            return grow(gradient, trajectory, step_size, mass, coins)
+        def leaf(state: Any) -> Any:
+            _, old = state
+            coins = sample("coins", uniform.expand([4]).to_event(1)).astype(z.dtype)
+            new = grow(gradient, old, step_size, mass, noise(momentum, coins))
+            return new.numbers.status == 0, new
 
-        end = jax.lax.while_loop(lambda t: Numbers(*t.numbers).finished == 0, leaf, first)
-        return space.moved(end.chosen[0], True), end
+        first = True, rest(z, force, density, self.max_tree_depth)
+        _, end = jax.lax.while_loop(lambda state: state[0], leaf, first)
+        return space.moved(end.here.position, True), end
 
     def check(self, space: Unconstrained, num_warmup: int) -> None:
         """Raise `ArgumentError` if settings do not fit a program, or lack what nothing adapts."""
-        if self.inverse_mass is not None:
-            fit("nuts", "inverse_mass", self.inverse_mass, space)
+        mass = self.inverse_mass
+        if mass is not None:
+            mass = mass.variance if isinstance(mass, LowRank) else mass
+            fit("nuts", "inverse_mass", mass, space)
+        self._require_step_size(num_warmup)
+
+    def _require_step_size(self, num_warmup: int) -> None:
         if self.step_size is None and not num_warmup:
             raise ArgumentError(
                 message(
@@ -197,94 +221,102 @@ class Nuts(TraceKernel):
                 draws do not depend on what runs beside it.
         """
         density, force = gradient(position)
-        known = self._warmup(jnp.stack([position, force]))
-        noise = self.ahead(_FIRST, 1, position.shape[0], seed)
-        trajectory = begin(
-            position,
-            force,
-            density,
-            noise.momentum[0].astype(position.dtype) / jnp.sqrt(known.inverse_mass),
-            known.inverse_mass,
-            self.max_tree_depth,
-            noise.coins[0][0],
-        )
-        return State(trajectory, known, jnp.zeros(position.shape[-1], int), seed)
+        known = Packed.of(self._warmup(jnp.stack([position, force])))
+        resting = rest(position, force, density, self.max_tree_depth)
+        return State(resting, known, jnp.zeros(position.shape[-1], int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
-        """Make what a number of leaves need of normal and uniform numbers."""
+        """Make what a number of leaves need, of shape (leaf, *, chain)."""
 
         def one(seed: Any) -> Any:
             key = faster(jax.random.fold_in(jax.random.wrap_key_data(seed), block))
             kind = jnp.result_type(float)
             momentum = jax.random.normal(jax.random.fold_in(key, 0), (count, size), kind)
-            return momentum, jax.random.uniform(jax.random.fold_in(key, 1), (count, 3), kind)
+            coins = jax.random.uniform(jax.random.fold_in(key, 1), (count, 4), kind)
+            return momentum, coins
 
-        return Noise(*jax.vmap(one, out_axes=-1)(seed))
+        momentum, coins = jax.vmap(one, out_axes=-1)(seed)
+        return jax.vmap(noise)(momentum, coins)
 
     def flat_step(self, gradient: Any, state: State, noise: Noise, num_warmup: int) -> Any:
-        """Grow every chain's trajectory by a leaf; where it is finished, begin the next."""
+        """Grow every chain's trajectory by a leaf."""
         known = state.warmup
-        grown = grow(gradient, state.trajectory, known.step_size, known.inverse_mass, noise.coins)
-        n = Numbers(*grown.numbers)
-        done = n.finished > 0
-        out = grown.chosen[0].T, grown.numbers.T, known.step_size
+        grown = grow(gradient, state.trajectory, known.step_size, known.inverse_mass, noise)
+        n, here = grown.numbers, grown.here
+        told = (
+            here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
+            known.step_size,
+        )  # fmt: skip
+        out = here.position.T, jnp.stack(told, -1)
+        done = n.status > 0
         if num_warmup:
             learning = done & (state.index < num_warmup)
 
-            def learn() -> Warmup:
-                learned = self._learned(known, state.index, num_warmup, grown)
+            def learn() -> Packed:
+                learned = self._learned(known.known, state.index, num_warmup, grown)
+                learned = Packed.of(learned)
                 return jax.tree.map(lambda a, b: jnp.where(learning, a, b), learned, known)
 
             known = jax.lax.cond(jnp.any(learning), learn, lambda: known)
-        mass = known.inverse_mass
-        position, force = grown.chosen
-        fresh = begin(
-            position, force, n.log_density, noise.momentum / jnp.sqrt(mass), mass,
-            self.max_tree_depth, noise.coins[0],
-        )  # fmt: skip
-        trajectory = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, grown)
-        return State(trajectory, known, state.index + done, state.seed), (done, out)
+        return State(grown, known, state.index + done, state.seed), out
 
-    def flat_stats(self, out: Any) -> tuple[Any, dict[str, Any]]:
+    @staticmethod
+    def flat_done(out: Any) -> Any:
+        """Tell where a chain has made a move."""
+        return out[1][..., 2] > 0
+
+    @staticmethod
+    def flat_stats(out: Any) -> tuple[Any, dict[str, Any]]:
         """Read an output of the flat loop: positions and statistics, chains first."""
-        position, values, step_size = out
-        return position, _stats(Numbers(*values.T), step_size)
+        position, told = out
+        return position, _stats(*jnp.moveaxis(told, -1, 0))
 
     def _warmup(self, place: Any) -> Warmup:
-        mass = self.inverse_mass
-        if mass is not None and mass.ndim:
-            mass = mass.reshape(-1, *[1] * (place.ndim - 2))
-        return warmup.start(place, self.step_size, mass)
+        chains = place.shape[2:]
+
+        def wide(x: Any) -> Any:
+            return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(chains)), (*x.shape, *chains))
+
+        mass, rank = self.inverse_mass, self.low_rank
+        if isinstance(mass, LowRank) or (mass is not None and mass.ndim):
+            mass = jax.tree.map(wide, mass)
+        return warmup.start(place, self.step_size, mass, 0 if mass is not None else rank)
 
     def _learned(self, known: Warmup, index: Any, num_warmup: int, end: Trajectory) -> Warmup:
-        n = Numbers(*end.numbers)
+        n, here = end.numbers, end.here
         return warmup.update(
             known,
             index,
             num_warmup,
-            end.chosen,
+            jnp.stack([here.position, here.gradient]),
             n.acceptance / n.num_steps,
-            (n.diverging == 0) | (n.depth > 0),
+            (n.status < 2) | (n.depth > 0),
             self.target_accept,
             step_size=self.step_size is None,
             inverse_mass=self.inverse_mass is None,
         )
 
 
-class Noise(NamedTuple):
-    """What leaves need: a momentum each, should one begin a trajectory, and three uniforms."""
-
-    momentum: Float[Array, "leaf size chain"]
-    coins: Float[Array, "leaf 3 chain"]
+def noise(momentum: Any, coins: Any) -> Noise:
+    """Make of normal and of four uniform numbers what a leaf needs."""
+    return Noise(momentum, jnp.where(coins[:2] < 0.5, -1.0, 1.0), jnp.log(coins[2:]))
 
 
-def _stats(n: Numbers, step_size: Any) -> dict[str, Any]:
+def _stats(
+    log_density: Any,
+    log_energy: Any,
+    status: Any,
+    num_steps: Any,
+    depth: Any,
+    acceptance: Any,
+    step_size: Any,
+) -> dict[str, Any]:
     return {
-        "lp": n.log_density,
-        "energy": -n.chosen_energy,
-        "diverging": n.diverging > 0,
-        "n_steps": n.num_steps.astype(int),
-        "tree_depth": n.depth.astype(int),
-        "acceptance_rate": n.acceptance / n.num_steps,
+        "lp": log_density,
+        "energy": -log_energy,
+        "diverging": status == 2,
+        "n_steps": num_steps.astype(int),
+        "tree_depth": depth.astype(int),
+        "acceptance_rate": acceptance / num_steps,
         "step_size": step_size,
     }

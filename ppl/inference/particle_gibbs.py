@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl._types import Choices
+from ppl.counts import count
 from ppl.errors import ArgumentError, InitializationError, check_addresses, message, named_keywords
 from ppl.inference.conditional import ConditionalSMC, conditional_smc
-from ppl.inference.counts import count
 from ppl.inference.particles import Run
 from ppl.inference.particles.bootstrap import Bootstrap
 from ppl.inference.particles.future import choose_particle

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ppl.counts import count
 from ppl.errors import (
     ArgumentError,
     InitializationError,
     message,
     named_keywords,
 )
-from ppl.inference.counts import count
 from ppl.inference.particle_marginal import (
     Given,
     Point,

@@ -13,9 +13,9 @@ from jaxtyping import Array, ArrayLike
 
 from ppl import distributions as dist
 from ppl._types import pytree, static
+from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
-from ppl.inference.counts import count
 from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses
 from ppl.semantics.population import Population
 from ppl.semantics.weighted import Trace

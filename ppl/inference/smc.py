@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.counts import count
 from ppl.inference.moving import require_kernel
 from ppl.inference.particles import Run, Strategy
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings

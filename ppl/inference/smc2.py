@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.counts import count
 from ppl.inference.particle_marginal import (
     Point,
     Proposal,

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppl.counts import count
 from ppl.errors import named_keywords
-from ppl.inference.counts import count
 from ppl.inference.particles.backward import History
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
 from ppl.inference.particles.future import choose_particle

@@ -90,7 +90,9 @@ def require_finite(
     bad = np.flatnonzero(~np.asarray(ok))
     if not bad.size:
         return
-    where = f"{TRIES} draws from Uniform(-{RADIUS:g}, {RADIUS:g}) in unconstrained space"
+    box = f"Uniform(-{RADIUS:g}, {RADIUS:g}) in unconstrained space"
+    discrete = any(s.discrete for s in program.sites if s.kind == "latent")
+    where = f"{TRIES} draws from {'the program and ' if discrete else ''}{box}"
     sites = joint(program, choices(int(bad[0]))).sites
     blamed = "the gradient of the joint density is not finite"
     for site in program.sites:

@@ -13,8 +13,8 @@ from jaxtyping import ArrayLike
 
 from ppl import _jax
 from ppl._types import Choices
+from ppl.counts import count
 from ppl.errors import ArgumentError, UnsupportedError, at, message, named_keywords
-from ppl.inference.counts import count
 from ppl.inference.moving import Lineage, chains, fitted, require_kernel, traces_of
 from ppl.program import Program, inline, require_program
 from ppl.resampling import Resampling, scheme

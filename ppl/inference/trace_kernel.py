@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from ppl import distributions as dist
 from ppl._types import PyTree
 from ppl.errors import AddressError, message
 from ppl.semantics.kernel import Kernel
+from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
 
@@ -75,6 +76,77 @@ class TraceKernel(Kernel):
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self  # an object, and no method of a class that holds it
+
+
+class FlatKernel(TraceKernel):
+    """A kernel on unconstrained space whose moves take many steps, as one flat loop for all chains.
+
+    Chains stand on the last axis. What a chain draws depends on its seed alone, so that it does not
+    matter what runs beside it.
+    """
+
+    addresses: tuple[str, ...] | None
+
+    def check(self, space: Unconstrained, num_warmup: int) -> None:
+        """Raise `ArgumentError` if the settings do not fit a program, or lack what nothing adapts.
+
+        Args:
+            space: of the program.
+            num_warmup: length of the warmup.
+        """
+        raise NotImplementedError
+
+    def flat_start(self, gradient: Callable[[Any], Any], position: Any, seed: Any) -> Any:
+        """Put chains at their positions; the state has their seeds, and what they have learned.
+
+        Args:
+            gradient: from positions to log densities and gradients.
+            position: of shape (size, chain).
+            seed: of shape (chain, *key).
+        """
+        raise NotImplementedError
+
+    def ahead(self, block: Any, count: int, size: int, seed: Any) -> Any:
+        """Make the random numbers that a block of steps needs, of shape (step, *, chain).
+
+        Args:
+            block: number of the block.
+            count: its steps.
+            size: the dimension.
+            seed: of the chains.
+        """
+        raise NotImplementedError
+
+    def flat_step(
+        self, gradient: Callable[[Any], Any], state: Any, noise: Any, num_warmup: int
+    ) -> tuple[Any, Any]:
+        """Make a step of every chain: the state, and an output with chains first.
+
+        Args:
+            gradient: from positions to log densities and gradients.
+            state: of the chains.
+            noise: a row of what `ahead` gave.
+            num_warmup: adapt in so many moves.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def flat_done(out: Any) -> Any:
+        """Tell where a step completed a move.
+
+        Args:
+            out: an output, or a stack of them.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def flat_stats(out: Any) -> tuple[Any, dict[str, Any]]:
+        """Read an output: positions and statistics, chains first.
+
+        Args:
+            out: of one step.
+        """
+        raise NotImplementedError
 
 
 def as_addresses(operation: str, addresses: Sequence[str] | str | None) -> tuple[str, ...] | None:

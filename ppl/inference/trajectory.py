@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ppl.inference.warmup import kinetic, velocity
+from ppl.inference.warmup import momentum as fresh_momentum
 
 #: A leaf whose energy is off by more than this is called divergent, as in Stan.
 MAX_ENERGY_ERROR = 1000.0
@@ -33,130 +34,165 @@ class Numbers(NamedTuple):
     """The numbers of a trajectory.
 
     Log weights add up the densities of leaves, relative to the start: of the old half, and of the
-    new. `crossing` is set where the old half with the first leaf of the new makes a U-turn.
+    new. `crossing` tells whether the old half with the first leaf of the new makes a U-turn;
+    `status` whether the trajectory goes on (0), has ended (1) or has diverged (2).
     """
 
     log_weight: Any
     new_log_weight: Any
     direction: Any
     depth: Any
-    leaf: Any
     log_energy: Any
     crossing: Any
     acceptance: Any
     num_steps: Any
-    log_density: Any
-    chosen_energy: Any
-    candidate_density: Any
-    candidate_energy: Any
-    finished: Any
-    diverging: Any
+    status: Any
 
 
 class Trajectory(NamedTuple):
     """A trajectory, of which a new half is growing.
 
-    Phases are position, momentum and gradient; `chosen`, drawn from the old half, and `candidate`,
-    drawn from the new one, are position and gradient. `first` and `sums` belong to subtrees: by
-    depth, those that are growing; by depth, the same with the leaf before; and the whole.
+    A place is one column: position, momentum, gradient, log density, log density of the phase.
+    `moving` and `other` are the ends, `chosen` is drawn from the old half and `candidate` from the
+    leaves of the new one. `first` and `sums` belong to subtrees, first momentum and sum of momenta:
+    by depth, those that are growing; by depth, the same with the leaf before; and the whole.
     """
 
-    moving: Float[Array, "3 size ..."]
-    other: Float[Array, "3 size ..."]
-    chosen: Float[Array, "2 size ..."]
-    candidate: Float[Array, "2 size ..."]
+    moving: Float[Array, "place ..."]
+    other: Float[Array, "place ..."]
+    chosen: Float[Array, "place ..."]
+    candidate: Float[Array, "place ..."]
     first: Float[Array, "size subtrees ..."]
     sums: Float[Array, "size subtrees ..."]
-    numbers: Float[Array, "number ..."]
+    numbers: Numbers
+
+    @property
+    def here(self) -> Place:
+        """What was drawn from the trajectory."""
+        return _place(self.chosen, self.first.shape[0])
 
 
-def begin(
-    position: Any,
-    gradient: Any,
-    log_density: Any,
-    momentum: Any,
-    inverse_mass: Any,
-    max_depth: int,
-    coin: Any,
-) -> Trajectory:
-    """Begin a trajectory at a position, with a fresh momentum.
+class Place(NamedTuple):
+    """A point of a trajectory."""
+
+    position: Any
+    momentum: Any
+    gradient: Any
+    log_density: Any
+    log_energy: Any
+
+    @property
+    def column(self) -> Any:
+        """The place as one array."""
+        last = self.log_density[None], self.log_energy[None]
+        return jnp.concatenate([self.position, self.momentum, self.gradient, *last])
+
+
+def _place(column: Any, size: int) -> Place:
+    position, momentum, gradient = (column[i * size : (i + 1) * size] for i in range(3))
+    return Place(position, momentum, gradient, column[3 * size], column[3 * size + 1])
+
+
+class Noise(NamedTuple):
+    """What a leaf needs.
+
+    Standard normals for a momentum, should it be the first of a trajectory; two directions, -1 or
+    1; and logarithms of two uniforms.
+    """
+
+    momentum: Float[Array, "size ..."]
+    directions: Float[Array, "2 ..."]
+    logs: Float[Array, "2 ..."]
+
+
+def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Trajectory:
+    """Stand at a position, as a trajectory that has ended there.
 
     Args:
         position: where.
         gradient: there.
         log_density: there.
-        momentum: normal, of the covariance of the mass.
-        inverse_mass: the metric.
-        max_depth: how often the trajectory may double.
-        coin: uniform, for the first direction.
+        max_depth: how often a trajectory may double.
     """
-    phase = jnp.stack([position, momentum, gradient])
-    place = jnp.stack([position, gradient])
-    whole = _rows(max_depth, momentum.ndim - 1)[1]
-    sums = jnp.where(whole, momentum[:, None], 0.0)
-    numbers = _fresh(log_density, log_density - kinetic(inverse_mass, momentum), coin)
-    return Trajectory(phase, phase, place, place, sums, sums, jnp.stack(numbers))
-
-
-def _fresh(log_density: Any, energy: Any, coin: Any) -> Numbers:
     zero = jnp.zeros_like(log_density)
-    return Numbers(
-        zero, zero - jnp.inf, _direction(coin, zero.dtype), zero, zero, energy, zero, zero, zero,
-        log_density, energy, log_density, energy, zero, zero,
-    )  # fmt: skip
+    place = Place(position, jnp.zeros_like(position), gradient, log_density, zero).column
+    rows = jnp.zeros((position.shape[0], 2 * max_depth + 1, *position.shape[1:]), position.dtype)
+    numbers = Numbers(*[zero] * 8, status=zero + 1)
+    return Trajectory(place, place, place, place, rows, rows, numbers)
 
 
 def grow(
-    gradient: Gradient,
-    old: Trajectory,
-    step_size: Any,
-    inverse_mass: Any,
-    coins: Float[Array, "3 ..."],
+    gradient: Gradient, old: Trajectory, step_size: Any, inverse_mass: Any, noise: Noise
 ) -> Trajectory:
-    """Grow a trajectory by one leaf.
+    """Grow a trajectory by one leaf; one that has ended is followed by the next.
 
-    **Meaning.** Grown until finished, from a state with a normal momentum, `chosen` is the state of
-    a Markov chain that leaves the density invariant: the trajectory is as likely to be built from
-    each of its states, of which the choice is a draw that prefers the new half.
+    **Meaning.** From end to end, `chosen` is the state of a Markov chain that leaves the density
+    invariant: a trajectory is as likely to be built from each of its states, of which the choice is
+    a draw that prefers the new half.
 
     Args:
         gradient: of the log density.
-        old: the trajectory, not finished.
+        old: the trajectory.
         step_size: positive.
         inverse_mass: the metric.
-        coins: three independent uniform draws.
-
-    Returns:
-        The trajectory; its numbers say whether it is finished.
+        noise: independent draws.
 
     Source: Hoffman and Gelman (2014); Betancourt (2017), appendix A.4, for the weights; the U-turn
     criterion is Stan's, with the checks across the middle of each subtree (version 2.21), made as
     soon as the middle is crossed.
     """
-    n = Numbers(*old.numbers)
-    position, momentum, force = old.moving
-    kind = position.dtype
-    max_depth = old.sums.shape[1] // 2
-    step = (n.direction * step_size).astype(kind)
+    size, max_depth = old.first.shape[0], old.sums.shape[1] // 2
+    kind = old.first.dtype
+    ahead, after = noise.directions
+    leaf_log, half_log = noise.logs
+    again = old.numbers.status > 0
+    here = old.here
+    momentum = fresh_momentum(inverse_mass, noise.momentum)
+    fresh = here._replace(
+        momentum=momentum, log_energy=here.log_density - kinetic(inverse_mass, momentum)
+    )
+    zero = jnp.zeros_like(fresh.log_energy)
+    began = Numbers(
+        zero, zero - jnp.inf, ahead, zero, fresh.log_energy, zero, zero, zero, zero
+    )  # fmt: skip
+    n = Numbers(*(jnp.where(again, a, b) for a, b in zip(began, old.numbers, strict=True)))
+    column = fresh.column
+    start = jnp.where(again, column, old.moving)
+    other = jnp.where(again, column, old.other)
 
-    half = momentum + 0.5 * step * force
+    # A leapfrog step.
+    position, before, force, _, _ = _place(start, size)
+    step = (n.direction * step_size).astype(kind)
+    half = before + 0.5 * step * force
     position = position + step * velocity(inverse_mass, half)
     density, force = gradient(position)
-    before, momentum = momentum, half + 0.5 * step * force
+    momentum = half + 0.5 * step * force
     energy = density - kinetic(inverse_mass, momentum)
+    new = Place(position, momentum, force, density, energy).column
 
     # The subtrees that start, or are complete or half complete, with this leaf.
-    leaf = n.leaf.astype(int)
-    sizes, whole, own = _rows(max_depth, leaf.ndim)
-    starts = ((leaf & (sizes - 1)) == 0) & ~whole
-    first = jnp.where(starts, jnp.where(own, momentum[:, None], before[:, None]), old.first)
-    sums = jnp.where(starts, jnp.where(own, 0.0, before[:, None]), old.sums) + momentum[:, None]
-    speed = velocity(inverse_mass, sums)
-    turns = (jnp.sum(first * speed, 0) <= 0) | (jnp.sum(momentum[:, None] * speed, 0) <= 0)
+    length = 1 << n.depth.astype(int)
+    leaf = n.num_steps.astype(int) + 1 - length
+    sizes, whole, own = _rows(max_depth, zero.ndim)
+    starts = (leaf & (sizes - 1)) == 0
+    kinds = jnp.where(whole, jnp.where(again, _BEGINS, _WHOLE), jnp.where(starts, own, _GROWS))
     complete = ((leaf + 1) & (sizes - 1)) == 0
     crossed = (leaf & (sizes - 1)) == sizes >> 1
     second = ((leaf + 1) & (2 * sizes - 1)) == 0  # a second half, with the leaf before it
-    checked = jnp.where(own, (complete | crossed) & (sizes > 1), second) & ~whole
+    checked = jnp.where(own == _STARTS, (complete | crossed) & (sizes > 1), second) & ~whole
+    # What is computed once, here and below: XLA would compute it anew for every element.
+    kinds = jax.lax.optimization_barrier(kinds)
+    one, two, end = momentum[:, None], before[:, None], _place(other, size).momentum[:, None]
+    first = jnp.where(
+        kinds == _GROWS,
+        old.first,
+        jnp.where(kinds == _STARTS, one, jnp.where(kinds == _STARTS_BEFORE, two, end)),
+    )
+    grown = (kinds == _GROWS) | (kinds == _WHOLE)
+    sums = one + jnp.where(grown, old.sums, jnp.where(kinds == _STARTS, 0.0, two))
+    first, sums = jax.lax.optimization_barrier((first, sums))
+    speed = velocity(inverse_mass, sums)
+    turns = (jnp.sum(first * speed, 0) <= 0) | (jnp.sum(one * speed, 0) <= 0)
     turning = jnp.any(turns & checked, 0)
     crossing = jnp.where(leaf == 0, turns[-1], n.crossing > 0)
 
@@ -164,63 +200,53 @@ def grow(
     log_ratio = jnp.where(jnp.isnan(energy), -jnp.inf, energy - n.log_energy)
     diverging = log_ratio < -MAX_ENERGY_ERROR
     new_log_weight = jnp.logaddexp(n.new_log_weight, log_ratio)
-    coin, leaf_coin, half_coin = coins
-    take_leaf = jnp.log(leaf_coin) < log_ratio - new_log_weight
+    total = jnp.logaddexp(n.log_weight, new_log_weight)
     invalid = turning | diverging
-    full = (leaf + 1) == (1 << n.depth.astype(int))
+    full = leaf + 1 == length
     done = full & ~invalid
-    take = done & (jnp.log(half_coin) < new_log_weight - n.log_weight)
     depth = n.depth + done
     turned = turns[-1] | turns[2 * max_depth - 1] | crossing
     finished = invalid | (full & (turned | (depth == max_depth)))
-    direction = jnp.where(full, _direction(coin, kind), n.direction)
-
-    candidate_density = jnp.where(take_leaf, density, n.candidate_density)
-    candidate_energy = jnp.where(take_leaf, energy, n.candidate_energy)
-    total = jnp.logaddexp(n.log_weight, new_log_weight)
-    numbers = Numbers(
-        log_weight=jnp.where(done, total, n.log_weight),
-        new_log_weight=jnp.where(full, -jnp.inf, new_log_weight),
-        direction=direction,
-        depth=depth,
-        leaf=jnp.where(full, 0.0, n.leaf + 1),
-        log_energy=n.log_energy,
-        crossing=crossing,
-        acceptance=n.acceptance + jnp.exp(jnp.minimum(log_ratio, 0.0)),
-        num_steps=n.num_steps + 1,
-        log_density=jnp.where(take, candidate_density, n.log_density),
-        chosen_energy=jnp.where(take, candidate_energy, n.chosen_energy),
-        candidate_density=candidate_density,
-        candidate_energy=candidate_energy,
-        finished=finished,
-        diverging=diverging,
-    )
-    swap = direction != n.direction
-    # Computed once: XLA would decide anew for every array.
-    packed, (take_leaf, take, swap, full) = jax.lax.optimization_barrier(
-        (jnp.stack([x.astype(kind) for x in numbers]), (take_leaf, take, swap, full))
-    )
-    new = jnp.stack([position, momentum, force])
-    candidate = jnp.where(take_leaf, new[::2], old.candidate)
-    other = jnp.where(swap, new, old.other)
+    direction = jnp.where(full, after, n.direction)
+    flags = [
+        leaf_log < log_ratio - new_log_weight,  # the new leaf is the candidate
+        done & (half_log < new_log_weight - n.log_weight),  # which is chosen
+        full & (direction != n.direction),  # the next half grows from the other end
+        full,
+    ]
+    word = sum((flag.astype(jnp.int32) << k for k, flag in enumerate(flags)), 0)
+    word = jax.lax.optimization_barrier(word)
+    take_leaf, take, swap, full = ((word >> k) & 1 == 1 for k in range(len(flags)))
+    candidate = jnp.where(take_leaf, new, old.candidate)
     return Trajectory(
-        moving=jnp.where(swap, old.other, new),
-        other=other,
+        moving=jnp.where(swap, other, new),
+        other=jnp.where(swap, new, other),
         chosen=jnp.where(take, candidate, old.chosen),
         candidate=candidate,
-        first=jnp.where(whole & full, other[1][:, None], first),
+        first=first,
         sums=sums,
-        numbers=packed,
+        numbers=Numbers(
+            log_weight=jnp.where(done, total, n.log_weight),
+            new_log_weight=jnp.where(full, -jnp.inf, new_log_weight),
+            direction=direction,
+            depth=depth.astype(kind),
+            log_energy=n.log_energy,
+            crossing=crossing.astype(kind),
+            acceptance=n.acceptance + jnp.exp(jnp.minimum(log_ratio, 0.0)),
+            num_steps=n.num_steps + 1,
+            status=(finished.astype(kind) + diverging),
+        ),
     )
+
+
+#: What becomes of a subtree at a leaf: it starts with it, or with the leaf before, or grows; the
+#: whole begins with the first leaf before, or goes on.
+_STARTS, _STARTS_BEFORE, _GROWS, _BEGINS, _WHOLE = range(5)
 
 
 def _rows(max_depth: int, chains: int) -> tuple[Any, Any, Any]:
-    """Describe the rows of subtrees: sizes, which one is the whole, which lack the leaf before."""
+    """Describe the rows of subtrees: sizes, which one is the whole, and with what they start."""
     levels = [2**k for k in range(max_depth)]
     sizes = jnp.asarray([*levels, *levels, 1], int).reshape(-1, *[1] * chains)
     row = jnp.arange(2 * max_depth + 1).reshape(-1, *[1] * chains)
-    return sizes, row == 2 * max_depth, row < max_depth
-
-
-def _direction(coin: Any, kind: Any) -> Any:
-    return jnp.where(coin < 0.5, -1.0, 1.0).astype(kind)
+    return sizes, row == 2 * max_depth, jnp.where(row < max_depth, _STARTS, _STARTS_BEFORE)

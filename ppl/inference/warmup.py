@@ -23,10 +23,44 @@ _FIRST_RANGE, _RANGE = (1e-8, 1e2), (1e-20, 1e20)
 FIRST_STEP = 0.5
 
 
-def velocity(inverse_mass: Float[Array, "size ..."], momentum: Any) -> Any:
+class LowRank(NamedTuple):
+    """The metric D^1/2 (I + U (S - I) U') D^1/2: variances, but for some directions.
+
+    `variance` is the diagonal of D, `directions` are the orthonormal columns of U, in coordinates
+    that D has scaled, and `stretch` is the diagonal of S.
+    """
+
+    variance: Float[Array, "size ..."]
+    directions: Float[Array, "size rank ..."]
+    stretch: Float[Array, "rank ..."]
+
+    def power(self, exponent: float, x: Any) -> Any:
+        """Apply a power of I + U (S - I) U'."""
+        spec = "dr...,dk...->rk..." if x.ndim >= self.directions.ndim else "dr...,d...->r..."
+        along = jnp.einsum(spec, self.directions, x)
+        factor = self.stretch**exponent - 1
+        along = along * (factor[:, None] if along.ndim > factor.ndim else factor)
+        spec = "dr...,rk...->dk..." if x.ndim >= self.directions.ndim else "dr...,r...->d..."
+        return x + jnp.einsum(spec, self.directions, along)
+
+
+Metric = Array | LowRank
+
+
+def velocity(inverse_mass: Metric, momentum: Any) -> Any:
     """Give the velocity of a momentum, or of one for each row of a second axis."""
+    if isinstance(inverse_mass, LowRank):
+        root = jnp.sqrt(inverse_mass.variance)
+        return velocity(root, inverse_mass.power(1.0, velocity(root, momentum)))
     wide = momentum.ndim > inverse_mass.ndim
     return (inverse_mass[:, None] if wide else inverse_mass) * momentum
+
+
+def momentum(inverse_mass: Metric, noise: Any) -> Any:
+    """Give standard normal noise the covariance of the mass."""
+    if isinstance(inverse_mass, LowRank):
+        return velocity(jax.lax.rsqrt(inverse_mass.variance), inverse_mass.power(-0.5, noise))
+    return noise * jax.lax.rsqrt(inverse_mass)
 
 
 def kinetic(inverse_mass: Any, momentum: Any) -> Any:
@@ -62,11 +96,12 @@ class Warmup(NamedTuple):
 
     `inverse_mass` is the diagonal metric that minimises the Fisher divergence between a normal
     distribution and the draws: sqrt(variance of draws / variance of gradients). It is refitted at
-    every draw, to those of a window that is dropped for a younger one from time to time.
+    every draw, to those of a window that is dropped for a younger one from time to time. For a
+    metric of low rank, `recent` are the last draws and their gradients.
     """
 
     step_size: Array
-    inverse_mass: Float[Array, "size ..."]
+    inverse_mass: Metric
     log_step: Array
     mean_log_step: Array
     error: Array
@@ -74,10 +109,49 @@ class Warmup(NamedTuple):
     updates: Array
     old: Moments
     young: Moments
+    recent: Float[Array, "2 window size ..."] | None = None
+
+
+class Packed(NamedTuple):
+    """What a chain has learned, in three arrays, as a loop carries it: each costs it a copy."""
+
+    numbers: Float[Array, "8 ..."]
+    inverse_mass: Metric
+    moments: Float[Array, "4 2 size ..."]
+    recent: Float[Array, "2 window size ..."] | None
+
+    @property
+    def step_size(self) -> Any:
+        """The step size."""
+        return self.numbers[0]
+
+    @classmethod
+    def of(cls, known: Warmup) -> Packed:
+        """Pack."""
+        old, young = known.old, known.young
+        scalars = (
+            known.step_size, known.log_step, known.mean_log_step, known.error, known.centre,
+            known.updates, old.number, young.number,
+        )  # fmt: skip
+        moments = jnp.stack([old.mean, old.squares, young.mean, young.squares])
+        return cls(jnp.stack(scalars), known.inverse_mass, moments, known.recent)
+
+    @property
+    def known(self) -> Warmup:
+        """Unpack."""
+        step, log_step, mean, error, centre, updates, old, young = self.numbers
+        m = self.moments
+        windows = Moments(old, m[0], m[1]), Moments(young, m[2], m[3])
+        return Warmup(
+            step, self.inverse_mass, log_step, mean, error, centre, updates, *windows, self.recent
+        )  # fmt: skip
 
 
 def start(
-    place: Float[Array, "2 size ..."], step_size: Any = None, inverse_mass: Any = None
+    place: Float[Array, "2 size ..."],
+    step_size: Any = None,
+    inverse_mass: Any = None,
+    low_rank: int = 0,
 ) -> Warmup:
     """Start at a position, of which the gradient gives a first scale.
 
@@ -85,6 +159,7 @@ def start(
         place: position and gradient.
         step_size: None for one to be adapted.
         inverse_mass: None for one to be adapted.
+        low_rank: the number of directions in which it is to be more than diagonal.
     """
     position, gradient = place
     kind = position.dtype
@@ -96,9 +171,21 @@ def start(
     )
     log = jnp.log(step)
     nothing = Moments.none(position)
-    full = jnp.broadcast_to(jnp.asarray(inverse_mass, kind), position.shape)
     centre = log + jnp.log(jnp.asarray(10.0, kind))
-    return Warmup(step, full, log, log, zero, centre, zero, nothing, nothing)
+    recent = None
+    if not isinstance(inverse_mass, LowRank):
+        inverse_mass = jnp.broadcast_to(jnp.asarray(inverse_mass, kind), position.shape)
+    if low_rank and not isinstance(inverse_mass, LowRank):
+        rank, chains = min(low_rank, position.shape[0]), position.shape[1:]
+        unit = jnp.eye(position.shape[0], rank, dtype=kind)
+        unit = jnp.broadcast_to(
+            unit.reshape(*unit.shape, *[1] * len(chains)), (*unit.shape, *chains)
+        )
+        inverse_mass = LowRank(inverse_mass, unit, jnp.ones((rank, *chains), kind))
+        recent = jnp.zeros((2, _LONG, *position.shape), kind)
+    return Warmup(
+        step, inverse_mass, log, log, zero, centre, zero, nothing, nothing, recent
+    )  # fmt: skip
 
 
 def update(
@@ -108,7 +195,7 @@ def update(
     place: Float[Array, "2 size ..."],
     acceptance: Any,
     counts: Any,
-    target: float,
+    target: Any,
     step_size: bool = True,
     inverse_mass: bool = True,
 ) -> Warmup:
@@ -153,11 +240,76 @@ def _refitted(known: Warmup, index: Any, num_warmup: int, place: Any, counts: An
     young = jax.tree.map(lambda a: jnp.where(switch, 0.0, a), young)
     ratio = jnp.sqrt(old.squares[0] / old.squares[1])
     fine = learning & (old.number >= 3) & jnp.isfinite(ratio) & (ratio > 0)
-    mass = jnp.where(fine, jnp.clip(ratio, *_RANGE), known.inverse_mass)
-    return known._replace(old=old, young=young, inverse_mass=mass)
+    metric, recent = known.inverse_mass, known.recent
+    low = isinstance(metric, LowRank)
+    variance: Any = metric.variance if low else metric
+    variance = jnp.where(fine, jnp.clip(ratio, *_RANGE), variance)
+    if low:
+        assert recent is not None
+        slots = jnp.arange(_LONG).reshape(-1, *[1] * place[0].ndim)
+        here = (slots == index % _LONG) & learning
+        recent = jnp.where(here, place[:, None], recent)
+        again = switch & (length == _LONG) & (index >= int(_EARLY * num_warmup) + _LONG)
+        metric = _fitted(metric._replace(variance=variance), recent, again)
+    else:
+        metric = variance
+    return known._replace(old=old, young=young, inverse_mass=metric, recent=recent)
 
 
-def _stepped(known: Warmup, again: Any, acceptance: Any, target: float) -> Warmup:
+def _fitted(metric: LowRank, recent: Any, again: Any) -> LowRank:
+    """Find the directions in which the recent draws ask for more than a diagonal, where `again`.
+
+    In the space of draws and gradients, of covariances A and B, the metric that minimises the
+    Fisher divergence is the geometric mean of A and the inverse of B; of its eigenvectors those
+    whose eigenvalues are farthest from one are kept.
+    """
+    rank = metric.stretch.shape[0]
+
+    def one(draws: Any, slopes: Any, variance: Any) -> tuple[Any, Any]:
+        root = jnp.sqrt(variance)
+        draws = (draws - jnp.mean(draws, 0)) / root
+        slopes = (slopes - jnp.mean(slopes, 0)) * root
+        basis, _ = jnp.linalg.qr(jnp.concatenate([draws, slopes]).T)
+        of_draws, of_slopes = _covariance(draws @ basis), _covariance(slopes @ basis)
+        middle = _power(of_slopes, 0.5)
+        back = _power(of_slopes, -0.5)
+        mean = back @ _power(middle @ of_draws @ middle, 0.5) @ back
+        values, vectors = jnp.linalg.eigh(mean)
+        values = jnp.maximum(values, jnp.finfo(values.dtype).eps)
+        order = jnp.argsort(-jnp.abs(jnp.log(values)))[:rank]
+        return basis @ vectors[:, order], values[order]
+
+    def fit() -> tuple[Any, Any]:
+        fun = one
+        for _ in range(jnp.ndim(again)):
+            fun = jax.vmap(fun, in_axes=-1, out_axes=-1)
+        return fun(recent[0], recent[1], metric.variance)
+
+    old = metric.directions, metric.stretch
+    directions, stretch = jax.lax.cond(jnp.any(again), fit, lambda: old)
+    fine = again & jnp.all(jnp.isfinite(directions), (0, 1)) & jnp.all(jnp.isfinite(stretch), 0)
+    return metric._replace(
+        directions=jnp.where(fine, directions, metric.directions),
+        stretch=jnp.where(fine, stretch, metric.stretch),
+    )
+
+
+#: How many draws the guess of no correlation counts for.
+_GUESS = 5.0
+
+
+def _covariance(x: Any) -> Any:
+    count = x.shape[0]
+    return (x.T @ x + _GUESS * jnp.eye(x.shape[1], dtype=x.dtype)) / (count + _GUESS)
+
+
+def _power(matrix: Any, exponent: float) -> Any:
+    values, vectors = jnp.linalg.eigh(matrix)
+    values = jnp.maximum(values, jnp.finfo(values.dtype).eps * values[-1])
+    return (vectors * values**exponent) @ vectors.T
+
+
+def _stepped(known: Warmup, again: Any, acceptance: Any, target: Any) -> Warmup:
     centre = jnp.where(again, known.log_step, known.centre)
     count = jnp.where(again, 0.0, known.updates) + 1
     error = jnp.where(again, 0.0, known.error)

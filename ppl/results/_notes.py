@@ -13,6 +13,8 @@ from ppl.results import diagnostics
 _RHAT_LIMIT = 1.01  # Vehtari et al. (2021), section 5
 _ESS_PER_CHAIN = 100  # the same
 _BFMI_LIMIT = 0.3  # Betancourt (2016)
+_DEEP, _DEEP_SHARE = 10, 0.05  # the default of max_tree_depth, in ours and in Stan
+_ACCEPTANCE_LIMIT = 0.1
 _MIN_DRAWS = 4
 _FEW_FAMILIES = 10
 _KISH_LIMIT = 100
@@ -36,7 +38,8 @@ def of_chains(
         rows: labels of the elements of all variables.
         draws: by variable, in the order of the rows.
         values: the columns of the summary.
-        stats: sampler statistics; "diverging" and "energy" are read.
+        stats: sampler statistics; "diverging", "energy", "tree_depth" and "acceptance_rate" are
+            read.
     """
     return tuple([*_of_draws(rows, draws, values), *_of_stats(stats)])
 
@@ -105,11 +108,12 @@ def _of_draws(
             "there. If it is not meant to be constant, the sampler never moved: check its step "
             "size and acceptance rate."
         )
-    for chain in np.flatnonzero((~moved & finite & ~constant).any(axis=1)):
-        stuck = ~moved[chain] & finite & ~constant
+    stuck = ~moved & finite & ~constant
+    if stuck.any():
+        chains = [f"Chain {k}" for k in range(num_chains)]
         yield (
-            f"Chain {chain} never moved in {_some(rows, stuck)}. Try another initial value, a "
-            "longer warmup, or a smaller step size."
+            f"{_some(chains, stuck.any(axis=1))} never moved in {_some(rows, stuck.any(axis=0))}. "
+            "Try another initial value, a longer warmup, or a smaller step size."
         )
     high = values["rhat"] > _RHAT_LIMIT
     if high.any():
@@ -137,6 +141,24 @@ def _of_stats(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
                 f"{count:,} of {plural(diverging.size, 'transition')} diverged: part of the "
                 "posterior is not explored. Try a higher target acceptance rate, or a non-centred "
                 "parameterisation (ppl.reparam)."
+            )
+    if "tree_depth" in stats:
+        share = float(np.mean(np.asarray(stats["tree_depth"]) >= _DEEP))
+        if share > _DEEP_SHARE:
+            yield (
+                f"The tree depth was {_DEEP} or more in {share:.0%} of the transitions: draws are "
+                "costly, and trajectories may be cut short. Try another parameterisation "
+                "(ppl.reparam), scales nearer to one another, or a longer warmup."
+            )
+    if "acceptance_rate" in stats:
+        rate = np.mean(np.asarray(stats["acceptance_rate"], np.float64), axis=1)
+        low = rate < _ACCEPTANCE_LIMIT
+        if low.any():
+            chains = [f"chain {k}" for k in range(len(low))]
+            yield (
+                f"The acceptance rate is under {_ACCEPTANCE_LIMIT} in "
+                f"{_some(chains, low, rate, '.2f')}: most moves are refused. Try a smaller step "
+                "size, a longer warmup, or another kernel."
             )
     if "energy" in stats:
         fraction = diagnostics.bfmi(stats["energy"])

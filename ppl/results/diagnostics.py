@@ -1,9 +1,10 @@
 """Convergence diagnostics and Monte Carlo errors of Markov chains.
 
 Draws `x` have shape (chain, draw, *event) and every function returns one number per element of
-the event. Conventions, which are those of ArviZ: a column with a NaN or an infinity, and any
-column of fewer than four draws a chain, gives NaN; R-hat of a single chain gives NaN; a column
-that never changes has R-hat NaN and as many effective draws as draws. No numpy warning escapes.
+the event. Conventions, which are those of ArviZ: a column with a NaN or an infinity gives NaN, and
+so do fewer than four draws a chain (but for `nested_rhat`); R-hat of a single chain gives NaN; a
+column that never changes has R-hat NaN and as many effective draws as draws. No numpy warning
+escapes.
 
 Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
 localization: an improved R-hat for assessing convergence of MCMC, sections 3 and 4. Constancy is
@@ -17,15 +18,23 @@ from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Shaped
 
 from ppl.errors import ArgumentError, ResultError, message
+from ppl.results._columns import (
+    Block,
+    PerColumn,
+    constant,
+    ess_of_mean,
+    normal_scores,
+    split,
+    split_rhat,
+    variance,
+)
 from ppl.results._dtypes import is_extended
 
 EssKind = Literal["mean", "sd", "bulk", "tail", "median"]
 McseKind = Literal["mean", "sd", "median"]
-_Block = Float[np.ndarray, "column chain draw"]
-_PerColumn = Float[np.ndarray, " column"]
 
 _BLOCK_SIZE = 2**20  # draws handled at once: 8 MiB, and a few temporaries of the same size
 _MIN_DRAWS = 4
@@ -43,14 +52,58 @@ def rhat(x: Num[np.ndarray, "chain draw *event"]) -> Float[np.ndarray, "*event"]
         Vehtari et al. (2021), sections 3.1 and 4.1, equations 4 and 14.
     """
 
-    def column_rhat(block: _Block) -> _PerColumn:
-        halves = _split(block)
-        bulk = _split_rhat(_normal_scores(halves))
+    def column_rhat(block: Block) -> PerColumn:
+        halves = split(block)
+        bulk = split_rhat(normal_scores(halves))
         median = np.median(halves, axis=(1, 2), keepdims=True)
-        folded = _split_rhat(_normal_scores(np.abs(halves - median)))
+        folded = split_rhat(normal_scores(np.abs(halves - median)))
         return np.where(folded > bulk, folded, bulk)  # folded is NaN if |x - median| is constant
 
     return _per_column("rhat", x, column_rhat, min_chains=2)
+
+
+def nested_rhat(
+    x: Num[np.ndarray, "chain draw *event"], superchains: Shaped[np.ndarray, " chain"]
+) -> Float[np.ndarray, "*event"]:
+    """Compute the nested R-hat of many short chains: one draw of each may do.
+
+    Meaning:
+        Superchains are the chains that started at one point. Values well above 1 say that chains
+        remember where they started. It is at least 1.
+
+    Args:
+        x: draws.
+        superchains: a label for each chain; as many chains have one as another.
+
+    Raises:
+        ArgumentError: superchains of different sizes, fewer than two, or not one label a chain.
+        ResultError: draws that are not real numbers of shape (chain, draw, *event).
+
+    Source:
+        Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman (2024), Nested R-hat:
+        assessing the convergence of Markov chain Monte Carlo when running many short chains,
+        definition 2.2; of the draws themselves, not of their ranks.
+    """
+    labels = np.asarray(superchains)
+    names, sizes = np.unique(labels, return_counts=True)
+    if labels.shape != np.shape(x)[:1] or len(names) < 2 or len(set(sizes.tolist())) > 1:
+        raise ArgumentError(
+            message(
+                f"nested_rhat got superchains of shape {labels.shape} and sizes {sizes.tolist()} "
+                f"for draws of shape {np.shape(x)}",
+                needs="a label for each chain: two or more, each of as many chains",
+                fix="nested_rhat(x, np.repeat(np.arange(num_superchains), chains_in_each))",
+            )
+        )
+    order = np.argsort(labels, kind="stable")
+
+    def rule(block: Block) -> PerColumn:
+        grouped = block[:, order].reshape(len(block), len(names), sizes[0], -1)
+        means = grouped.mean(axis=3)
+        within = variance(means, 2).mean(axis=1) + variance(grouped, 3).mean(axis=(1, 2))
+        return np.sqrt(1 + variance(means.mean(axis=2), 1) / within)
+
+    return _per_column("nested_rhat", x, rule, min_draws=1 if sizes[0] > 1 else 2)
 
 
 def ess(
@@ -87,15 +140,15 @@ def mcse(
         variance, for which `ess(x, "sd")` counts.
     """
 
-    def of_mean(block: _Block) -> _PerColumn:
-        sd = np.where(_constant(block), 0.0, np.std(block, axis=(1, 2), ddof=1))
-        return sd / np.sqrt(_ess_of_mean(_split(block)))
+    def of_mean(block: Block) -> PerColumn:
+        sd = np.where(constant(block), 0.0, np.std(block, axis=(1, 2), ddof=1))
+        return sd / np.sqrt(ess_of_mean(split(block)))
 
-    def of_sd(block: _Block) -> _PerColumn:
+    def of_sd(block: Block) -> PerColumn:
         squares = _squared_deviations(block)
-        variance = squares.mean(axis=(1, 2))
-        spread = np.mean(squares**2, axis=(1, 2)) - variance**2
-        return np.sqrt(spread / _ess_of_mean(_split(squares)) / variance / 4)
+        mean = squares.mean(axis=(1, 2))
+        spread = np.mean(squares**2, axis=(1, 2)) - mean**2
+        return np.sqrt(spread / ess_of_mean(split(squares)) / mean / 4)
 
     if kind == "mean":
         return _per_column("mcse", x, of_mean)
@@ -124,8 +177,9 @@ def bfmi(energy: Float[np.ndarray, "chain draw"]) -> Float[np.ndarray, " chain"]
 def _per_column(
     operation: str,
     x: Num[np.ndarray, "chain draw *event"],
-    rule: Callable[[_Block], _PerColumn],
+    rule: Callable[[Block], PerColumn],
     min_chains: int = 1,
+    min_draws: int = _MIN_DRAWS,
 ) -> Float[np.ndarray, "*event"]:
     """Apply a rule to the finite columns of the draws, in blocks of bounded memory."""
     x = np.asarray(x)
@@ -139,7 +193,7 @@ def _per_column(
         )
     event = x.shape[2:]
     out = np.full(math.prod(event), np.nan)
-    if x.shape[0] >= min_chains and x.shape[1] >= _MIN_DRAWS:
+    if x.shape[0] >= min_chains and x.shape[1] >= min_draws:
         with np.errstate(all="ignore"):
             for columns, block in _blocks(x):
                 finite = np.isfinite(block).all(axis=(1, 2))
@@ -148,7 +202,7 @@ def _per_column(
     return out.reshape(event)
 
 
-def _blocks(x: np.ndarray) -> Iterator[tuple[slice, _Block]]:
+def _blocks(x: np.ndarray) -> Iterator[tuple[slice, Block]]:
     num_chains, num_draws = x.shape[:2]
     flat = x.reshape(num_chains, num_draws, -1)
     step = max(1, _BLOCK_SIZE // max(1, num_chains * num_draws))
@@ -157,103 +211,29 @@ def _blocks(x: np.ndarray) -> Iterator[tuple[slice, _Block]]:
         yield columns, np.moveaxis(flat[:, :, columns], 2, 0).astype(np.float64, order="C")
 
 
-def _constant(block: _Block) -> np.ndarray:
-    return block.max(axis=(1, 2)) == block.min(axis=(1, 2))
-
-
-def _split(block: np.ndarray) -> np.ndarray:
-    """Cut every chain into its first and last half, dropping the middle of an odd number."""
-    half = block.shape[2] // 2
-    return np.concatenate([block[:, :, :half], block[:, :, -half:]], axis=1)
-
-
-def _normal_scores(block: _Block) -> _Block:
-    """Replace values by the normal quantiles of their ranks, ties sharing their mean rank."""
-    from scipy.special import ndtri
-
-    flat = block.reshape(block.shape[0], -1)
-    size = flat.shape[1]
-    order = np.argsort(flat, axis=1)
-    values = np.take_along_axis(flat, order, axis=1)
-    changes = values[:, 1:] != values[:, :-1]
-    position = np.arange(size)
-    edge = np.ones((len(flat), 1), dtype=bool)
-    first = np.maximum.accumulate(np.where(np.hstack([edge, changes]), position, 0), axis=1)
-    from_right = np.where(np.hstack([changes, edge]), position, size)[:, ::-1]
-    last = np.minimum.accumulate(from_right, axis=1)[:, ::-1]
-    mean_ranks = np.arange(2.0, 2.0 * size + 1.0) / 2.0  # 1, 1.5, ..., size
-    table = ndtri((mean_ranks - 0.375) / (size + 0.25))
-    scores = np.empty_like(flat)
-    np.put_along_axis(scores, order, table[first + last], axis=1)
-    return scores.reshape(block.shape)
-
-
-def _split_rhat(halves: _Block) -> _PerColumn:
-    num_draws = halves.shape[2]
-    stuck = halves.max(axis=2) == halves.min(axis=2)
-    within = np.where(stuck, 0.0, np.var(halves, axis=2, ddof=1)).mean(axis=1)
-    between = num_draws * np.var(halves.mean(axis=2), axis=1, ddof=1)
-    return np.sqrt((between / within + num_draws - 1) / num_draws)
-
-
-def _mean_autocovariance(halves: _Block) -> Float[np.ndarray, "column lag"]:
-    """Average the chains' autocovariances, with one inverse transform for all chains."""
-    num_draws = halves.shape[2]
-    length = 1 << (2 * num_draws - 1).bit_length()  # room for all lags without wrapping around
-    spectrum = np.fft.rfft(halves - halves.mean(axis=2, keepdims=True), n=length, axis=2)
-    power = (spectrum.real**2 + spectrum.imag**2).mean(axis=1)
-    return np.fft.irfft(power, n=length, axis=1)[:, :num_draws] / num_draws
-
-
-def _ess_of_mean(halves: np.ndarray) -> _PerColumn:
-    """Estimate the effective size with Geyer's initial positive, then monotone, sequence."""
-    halves = halves.astype(np.float64)
-    _, num_chains, num_draws = halves.shape
-    total = num_chains * num_draws
-    autocovariance = _mean_autocovariance(halves)
-    variance = autocovariance[:, :1] * num_draws / (num_draws - 1)
-    chain_variance = np.var(halves.mean(axis=2), axis=1, ddof=1, keepdims=True)
-    rho = 1.0 - (variance - autocovariance) / (autocovariance[:, :1] + chain_variance)
-    rho[:, 0] = 1.0
-
-    num_pairs = max(1, (num_draws - 1) // 2)
-    even = rho[:, 0 : 2 * num_pairs : 2]
-    pairs = even + rho[:, 1 : 2 * num_pairs : 2]
-    ended = ~(pairs > 0)
-    last = np.where(ended.any(axis=1), ended.argmax(axis=1), num_pairs - 1)[:, None]
-    monotone = np.minimum.accumulate(pairs, axis=1)
-    whole = np.sum(np.where(np.arange(num_pairs) < last, monotone, 0.0), axis=1)
-    tail = np.take_along_axis(even, last, axis=1)
-    kept = (np.take_along_axis(pairs, last, axis=1) >= 0) | (tail > 0)
-    time = -1.0 + 2.0 * whole + np.where(kept, tail, 0.0)[:, 0]
-    size = total / np.maximum(time, 1.0 / np.log10(total))
-    size = np.where(np.isnan(rho).any(axis=1), np.nan, size)
-    return np.where(_constant(halves), float(total), size)
-
-
-def _ess_rule(kind: EssKind | float) -> Callable[[_Block], _PerColumn]:
+def _ess_rule(kind: EssKind | float) -> Callable[[Block], PerColumn]:
     if kind == "mean":
-        return lambda block: _ess_of_mean(_split(block))
+        return lambda block: ess_of_mean(split(block))
     if kind == "sd":
-        return lambda block: _ess_of_mean(_split(_squared_deviations(block)))
+        return lambda block: ess_of_mean(split(_squared_deviations(block)))
     if kind == "bulk":
-        return lambda block: _ess_of_mean(_normal_scores(_split(block)))
+        return lambda block: ess_of_mean(normal_scores(split(block)))
     if kind == "tail":
         return lambda block: np.minimum(_quantile_ess(block, 0.05), _quantile_ess(block, 0.95))
     prob = 0.5 if kind == "median" else _probability("ess", kind, get_args(EssKind))
     return lambda block: _quantile_ess(block, prob)
 
 
-def _squared_deviations(block: _Block) -> _Block:
+def _squared_deviations(block: Block) -> Block:
     return (block - block.mean(axis=(1, 2), keepdims=True)) ** 2
 
 
-def _quantile_ess(block: _Block, prob: float) -> _PerColumn:
+def _quantile_ess(block: Block, prob: float) -> PerColumn:
     quantile = np.quantile(block, prob, axis=(1, 2), keepdims=True)
-    return _ess_of_mean(_split(block <= quantile))
+    return ess_of_mean(split(block <= quantile))
 
 
-def _quantile_mcse(block: _Block, prob: float) -> _PerColumn:
+def _quantile_mcse(block: Block, prob: float) -> PerColumn:
     """Take half the width of the quantile's one-sigma interval, of beta-distributed ranks."""
     from scipy.special import betaincinv
 

@@ -151,6 +151,9 @@ def _figure(fill: Callable[[Figure], None]) -> Figure:
     """Make a figure in the house style that pyplot knows, and fill it."""
     matplotlib = require("matplotlib", "plot")
     pyplot = require("matplotlib.pyplot", "plot")
+    # The first use loads the backend, which in a notebook turns the interactive mode on: outside of
+    # the context, whose end would turn it off for good.
+    pyplot.draw_if_interactive()
     with matplotlib.rc_context(_panels.STYLE):
         figure = pyplot.figure(layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
@@ -180,6 +183,7 @@ def _columns(
         groups[name] = [Column(label, flat[..., k]) for k, label in enumerate(labels)]
     by_label = {column.label: column for group in groups.values() for column in group}
     chosen: list[Column] = []
+    var_names = (var_names,) if isinstance(var_names, str) else var_names
     for name in draws if var_names is None else var_names:
         if name not in groups and name not in by_label:
             raise unknown_variable("plot", name, [*groups, *by_label])

@@ -152,7 +152,8 @@ def summarize(
         dims: names of leading event axes, by variable.
         coords: coordinate values by dimension; they label rows.
         quantiles: probabilities.
-        stats: sampler statistics; "diverging" and "energy" are read for the warnings.
+        stats: sampler statistics; the warnings read "diverging", "energy", "tree_depth" and
+            "acceptance_rate".
 
     Raises:
         ArgumentError: a quantile outside [0, 1].

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ class Checkpoint:
     again, bit for bit.
     """
 
-    def __init__(self, path: str, program: Program, key: Any):
+    def __init__(self, path: str, program: Program, key: Any, interpret: Callable[..., Any]):
         self.path = Path(path)
-        self.mark = _mark(program, key)
+        self.mark = _mark(interpret, program, key)
         self.count = 0
 
     def load(self) -> list[list[dict[str, Any]]]:
@@ -48,12 +49,17 @@ class Checkpoint:
             for k, pieces in enumerate(found):
                 pieces.append(arrays[str(k)])  # pyright: ignore[reportArgumentType]
             self.count += 1
+        later = sorted(f.name for f in self.path.glob("part-*.npz"))[self.count :]
+        if later:
+            raise self._refusal(f"{later[0]} is there, and an earlier part is not", "all parts")
         return found
 
     def add(self, parts: list[dict[str, Any]]) -> None:
         """Write the next part."""
-        arrays = {str(k): part for k, part in enumerate(parts)}
-        storage.save(self._file(self.count), arrays, {"run": self.mark, "parts": len(parts)})
+        file, arrays = self._file(self.count), {str(k): part for k, part in enumerate(parts)}
+        if file.exists():
+            raise self._refusal(f"another process wrote {file.name}", "one process at a time")
+        storage.save(file, arrays, {"run": self.mark, "parts": len(parts)})
         self.count += 1
 
     def _file(self, number: int) -> Path:
@@ -70,13 +76,20 @@ class Checkpoint:
         )
 
 
-def _mark(program: Program, key: Any) -> str:
-    """Tell one run from another: by its program with all data, and its key."""
-    s, found = program.structure, hashlib.sha256()
-    text = re.sub(r"0x[0-9a-f]+", "", f"{s.name} {s.jaxpr}")
-    found.update(text.encode())
-    for x in (*program.consts, *program.args, key):
+def _mark(interpret: Callable[..., Any], program: Program, key: Any) -> str:
+    """Tell one run from another: by the computation, with all data, and the key.
+
+    The computation is what JAX hands to the compiler. The text of a jaxpr is no mark of it: the
+    order of a distribution's parameters there differs from process to process.
+    """
+    lowered = jax.jit(functools.partial(_whole, interpret)).lower(program, key)
+    found = hashlib.sha256(f"{program.name} {lowered.as_text()}".encode())
+    for x in (*program.args, key):
+        found.update(f"{x.dtype} {x.shape}".encode())
         x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        x = np.asarray(x)
-        found.update(f"{x.dtype} {x.shape}".encode() + x.tobytes())
+        found.update(np.asarray(x).tobytes())
     return found.hexdigest()
+
+
+def _whole(interpret: Callable[..., Any], program: Program, key: Any) -> Any:
+    return interpret(program.structure.jaxpr, program.consts, program.args, key)

@@ -28,7 +28,7 @@ class Rows:
         self.pieces: list[_Piece] = []
         self.made = np.zeros(1, np.int64)
         self.tree: Any = None
-        self._saved = 0
+        self._written = 0
 
     @property
     def least(self) -> int:
@@ -86,8 +86,8 @@ class Rows:
         return jax.tree.unflatten(self.tree, outs)
 
     def unsaved(self) -> dict[str, Any]:
-        """Give what no earlier call gave, as arrays by name."""
-        new, self._saved = self.pieces[self._saved :], len(self.pieces)
+        """Give what was added since `written` was last called, as arrays by name."""
+        new = self.pieces[self._written :]
         found: dict[str, Any] = {"made": self.made}
         if new:
             found["number"] = np.concatenate([p.number for p in new])
@@ -97,10 +97,14 @@ class Rows:
             found["leaves"] = {str(i): np.concatenate(xs) for i, xs in enumerate(columns)}
         return found
 
+    def written(self) -> None:
+        """Note that all rows are on disk."""
+        self._written = len(self.pieces)
+
     def restore(self, saved: dict[str, Any], tree: Any) -> None:
         """Take back what `unsaved` gave."""
         self.made, self.tree = saved["made"], tree
         if "number" in saved:
             leaves = [saved["leaves"][str(i)] for i in range(len(saved["leaves"]))]
             self.pieces.append(_Piece(saved["number"], saved.get("lane"), leaves))
-            self._saved = len(self.pieces)
+            self.written()

@@ -9,12 +9,15 @@ program the same loop is one `scan`, or `while_loop`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -59,7 +62,8 @@ def _flat(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
 
     def step(carry: Any, drawn: Any) -> Any:
         state, made, outs = carry
-        state, (done, out) = loop.step(state, drawn, *args)
+        state, out = loop.step(state, drawn, *args)
+        done = loop.done(out)
         place = jnp.where(done, made, loop.length), jnp.arange(done.shape[0])
         outs = jax.tree.map(lambda xs, x: xs.at[place].set(x, mode="drop"), outs, out)
         return (state, made + done, outs), None
@@ -72,9 +76,10 @@ def _flat(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
     drawn = jax.eval_shape(
         lambda s, *a: jax.tree.map(lambda x: x[0], ahead(0, 1, s, *a)), state, *args
     )
-    done, out = jax.eval_shape(lambda s, x, *a: loop.step(s, x, *a)[1], state, drawn, *args)
+    out = jax.eval_shape(lambda s, x, *a: loop.step(s, x, *a)[1], state, drawn, *args)
+    lanes = jax.eval_shape(loop.done, out).shape
     outs = jax.tree.map(lambda s: jnp.zeros((loop.length, *s.shape), s.dtype), out)
-    start = jnp.zeros((), int), state, jnp.zeros(done.shape, int), outs
+    start = jnp.zeros((), int), state, jnp.zeros(lanes, int), outs
     end = jax.lax.while_loop(lambda c: jnp.any(c[2] < loop.length), block, start)
     return end[1], end[3]
 
@@ -134,7 +139,7 @@ class Underway:
         saved: list[Any] = []
         self.checkpoint = None
         if checkpoint is not None:
-            self.checkpoint = Checkpoint(checkpoint, program, key)
+            self.checkpoint = Checkpoint(checkpoint, program, key, interpret)
             saved = self.checkpoint.load()
             count = len(saved) or count
         key = loop_key_of(key)
@@ -153,6 +158,7 @@ class Underway:
         ]
         for part, pieces in zip(self.parts, saved, strict=bool(saved)):
             part.restore(pieces)
+        self.written = [part.steps for part in self.parts] if saved else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Underway)
@@ -192,9 +198,16 @@ class Underway:
         return self.value(min(length, self.ready))
 
     def save(self) -> None:
-        """Write what is new to the checkpoint."""
+        """Write what is new, if anything is, to the checkpoint."""
         assert self.checkpoint is not None
-        self.checkpoint.add([part.unsaved() for part in self.parts])
+        steps = [part.steps for part in self.parts]
+        if steps == self.written:
+            return
+        with _undivided():
+            self.checkpoint.add([part.unsaved() for part in self.parts])
+            for part in self.parts:
+                part.rows.written()
+            self.written = steps
 
     def value(self, length: int) -> Any:
         """Give the value after a number of rows."""
@@ -215,6 +228,23 @@ def _joined(trees: list[Any], axis: int) -> Any:
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *trees)
 
 
+@contextlib.contextmanager
+def _undivided() -> Iterator[None]:
+    """Hold Ctrl-C back until the end: a state and its rows change together, or not at all."""
+    handler: Any = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # no interrupt is raised here
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])
+
+
 class _Pool:
     """Threads that each advance one part: JAX releases the interpreter while it computes."""
 
@@ -229,7 +259,8 @@ class _Pool:
                 advance(part)
             self.warm = True
         else:
-            list(self.threads.map(advance, self.parts))
+            with _undivided():  # all stand still when an interrupt comes
+                list(self.threads.map(advance, self.parts))
 
     def __enter__(self) -> _Pool:
         return self
@@ -265,7 +296,7 @@ class _Part:
         else:
             self.ahead, drawn = _open(_Ahead(loop.ahead, self.block), (_COUNT, like), args)
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), drawn)
-            step, (_, (_, row)) = _open(loop.step, (like, one), args)
+            step, (_, row) = _open(loop.step, (like, one), args)
             self.ahead = place(self.ahead)
         emit, _ = _open(loop.emit, (row,), args)
         self.step, self.emit = place((step, emit))
@@ -283,14 +314,14 @@ class _Part:
         first = self.steps % self.block if self.ahead is not None else 0
         count = min(self.pace, self.block - first, self._needed(total))
         began = time.perf_counter()
-        self.state, outs = _block(
+        state, outs = _block(
             self.interpret, self.ahead, self.step, self.block, self.state, self.key,
             self.steps, count,
         )  # fmt: skip
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
-        done, outs = (None, outs) if self.ahead is None else outs
-        self.rows.add(done, outs)
-        self.steps += count
+        with _undivided():
+            self.state, self.steps = state, self.steps + count
+            self.rows.add(None if self.ahead is None else self.loop.done(outs), outs)
         if not self.in_step:  # with other processes, whose clocks differ
             # Short blocks for slow models, long ones for fast.
             pace = SECONDS / max(time.perf_counter() - began, 1e-6)
@@ -313,7 +344,7 @@ class _Part:
         return jax.tree.map(lambda x: np.asarray(x)[: stop - start], self.gather(outs))
 
     def unsaved(self) -> dict[str, Any]:
-        """Give the state, and the rows that no earlier call gave."""
+        """Give the state, and the rows that are not on disk."""
         leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(self.gathered))}
         return {"state": leaves, "rows": self.rows.unsaved(), "steps": np.asarray(self.steps)}
 
@@ -416,9 +447,11 @@ def _block_impl(
         if drawn is None:
             given, own = state, jax.random.fold_in(key, start + i)
         else:
-            given, own = (state, jax.tree.map(lambda x: x[first + i], drawn)), None
+            row = functools.partial(jax.lax.dynamic_index_in_dim, index=first + i, keepdims=False)
+            given, own = (state, jax.tree.map(row, drawn)), None
         state, out = _apply(interpret, step, given, own)
-        return state, jax.tree.map(lambda b, o: b.at[i].set(o), buffer, out)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return state, jax.tree.map(put, buffer, out)
 
     return jax.lax.fori_loop(0, count, body, (state, buffer))
 

@@ -242,8 +242,9 @@ def unconstrain(program: Program) -> Unconstrained:
                     f"({site.distribution})",
                     needs="continuous latent sites",
                     why="a discrete choice has no gradient",
-                    fix=f'ppl.condition(program, {{"{site.address}": ...}}), or sum it out of the '
-                    "model by hand with ppl.factor",
+                    fix=f'ppl.condition(program, {{"{site.address}": ...}}), '
+                    f'ppl.marginalize(program, ["{site.address}"]), or a kernel for it beside one for the others, such as '
+                    f'ppl.kernels.gibbs(addresses=["{site.address}"])',
                 )
             )
     return Unconstrained(program, _real_shapes(program))

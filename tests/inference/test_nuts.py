@@ -9,7 +9,7 @@ import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, UnsupportedError
 from ppl.inference import warmup
-from ppl.inference.trajectory import Numbers, begin, grow
+from ppl.inference.trajectory import Noise, grow, rest
 from ppl.results.diagnostics import mcse
 
 MASS = np.array([1.5, 0.3])
@@ -81,20 +81,20 @@ def plain(z, p, step, directions, max_depth):
 
 @pytest.fixture(scope="module")
 def grown():
-    """Grow trajectories one leaf at a time; coins say where to go, and take every new candidate."""
+    """Grow a trajectory in given directions, and draw which of its leaves are taken."""
     with jax.enable_x64(True):
-        step = jax.jit(lambda t, eps, coins: grow(gradient, t, eps, jnp.asarray(MASS), coins))
+        mass = jnp.asarray(MASS)
+        step = jax.jit(lambda old, eps, noise: grow(gradient, old, eps, mass, noise))
 
-        def run(z, p, eps, directions, seed, max_depth=6):
-            coins = [0.25 if d < 0 else 0.75 for d in directions]
+        def run(z, p, eps, directions, seed):
             here, slope = gradient(jnp.asarray(z))
-            t = begin(jnp.asarray(z), slope, here, jnp.asarray(p), MASS, max_depth, coins[0])
-            rng = np.random.default_rng(seed)
+            t, rng = rest(jnp.asarray(z), slope, here, 6), np.random.default_rng(seed)
             while True:
-                depth = int(Numbers(*t.numbers).depth)
-                coin = coins[min(depth + 1, len(coins) - 1)]
-                t = step(t, eps, jnp.array([coin, *rng.random(2)]))
-                if Numbers(*t.numbers).finished:
+                depth = 0 if t.numbers.status else int(t.numbers.depth)
+                coins = jnp.asarray(directions[[0, depth + 1]], float)
+                logs = jnp.log(jnp.asarray(rng.random(2)))
+                t = step(t, eps, Noise(jnp.asarray(p * np.sqrt(MASS)), coins, logs))
+                if t.numbers.status:
                     return t
 
         yield run
@@ -103,25 +103,21 @@ def grown():
 @pytest.mark.parametrize("seed", range(40))
 def test_a_trajectory_is_the_tree_of_the_definition(grown, seed, x64):
     rng = np.random.default_rng(seed)
-    z, p, eps = (
-        rng.normal(size=2) * SCALE,
-        rng.normal(size=2) / np.sqrt(MASS),
-        rng.uniform(0.05, 0.6),
-    )
-    directions = rng.choice([-1, 1], size=7)
+    z, p = rng.normal(size=2) * SCALE, rng.normal(size=2) / np.sqrt(MASS)
+    eps, directions = rng.uniform(0.05, 0.6), rng.choice([-1, 1], size=8)
     leaves, depth = plain(z, p, eps, directions, 6)
     end = grown(z, p, eps, directions, seed)
-    numbers = Numbers(*end.numbers)
+    numbers, drawn = end.numbers, end.here
     assert int(numbers.depth) == depth
     # What was drawn is a leaf of the tree, and the weights are those of its leaves.
     energies = np.array([energy(*leaf) for leaf in leaves])
     total = np.log(np.sum(np.exp(energies - energy(z, p))))
-    np.testing.assert_allclose(float(numbers.log_weight), total, rtol=1e-9, atol=1e-9)
-    apart = [np.max(np.abs(leaf[0] - end.chosen[0])) for leaf in leaves]
+    np.testing.assert_allclose(numbers.log_weight, total, rtol=1e-9, atol=1e-9)
+    apart = [np.max(np.abs(leaf[0] - drawn.position)) for leaf in leaves]
     assert min(apart) < 1e-9
-    np.testing.assert_allclose(float(numbers.chosen_energy), energies[np.argmin(apart)], atol=1e-9)
-    np.testing.assert_allclose(float(numbers.log_density), density(end.chosen[0]), atol=1e-9)
-    np.testing.assert_allclose(end.chosen[1], force(end.chosen[0]), atol=1e-9)
+    np.testing.assert_allclose(drawn.log_energy, energies[np.argmin(apart)], atol=1e-9)
+    np.testing.assert_allclose(drawn.log_density, density(drawn.position), atol=1e-9)
+    np.testing.assert_allclose(drawn.gradient, force(drawn.position), atol=1e-9)
     assert len(leaves) - 1 <= int(numbers.num_steps)
     assert depth > 0 or numbers.num_steps == 1
 
@@ -132,7 +128,7 @@ def test_the_trees_of_the_test_are_of_many_kinds(x64):
     for seed in range(40):
         rng = np.random.default_rng(seed)
         z, p = rng.normal(size=2) * SCALE, rng.normal(size=2) / np.sqrt(MASS)
-        depths.add(plain(z, p, rng.uniform(0.05, 0.6), rng.choice([-1, 1], size=7), 6)[1])
+        depths.add(plain(z, p, rng.uniform(0.05, 0.6), rng.choice([-1, 1], size=8), 6)[1])
     assert {1, 2, 3, 4, 5} <= depths
 
 
@@ -145,7 +141,7 @@ def test_the_tree_is_as_likely_from_each_of_its_states(x64):
             rng.normal(size=2) / np.sqrt(MASS),
             rng.uniform(0.1, 0.5),
         )
-        leaves, depth = plain(z, p, eps, rng.choice([-1, 1], size=7), 6)
+        leaves, depth = plain(z, p, eps, rng.choice([-1, 1], size=8), 6)
         if not 2 <= depth < 6:
             continue
         for place, leaf in enumerate(leaves):
@@ -254,6 +250,8 @@ def test_settings_are_checked():
         ppl.kernels.nuts(step_size=-1.0)
     with pytest.raises(ArgumentError, match="needs one number"):
         ppl.kernels.nuts(step_size=jnp.ones(2))
+    with pytest.raises(ArgumentError, match="low_rank=2 beside"):
+        ppl.kernels.nuts(low_rank=2, inverse_mass=1.0)
     with pytest.raises(ArgumentError, match="no step size"):
         ppl.kernels.nuts()(ppl.trace(normal(), 0))
     with pytest.raises(ArgumentError, match="num_warmup=0"):
@@ -303,3 +301,66 @@ def test_the_metric_is_exact_for_an_uncorrelated_normal(x64):
     np.testing.assert_allclose(end.inverse_mass, sd**2, rtol=1e-9)
     # In the last part of the warmup the metric is fixed.
     np.testing.assert_array_equal(masses[170:], jnp.broadcast_to(masses[170], (30, 3)))
+
+
+COVARIANCE = np.array(
+    [[4.0, 1.9, 0.0, 0.0], [1.9, 1.0, 0.0, 0.0], [0, 0, 9.0, -2.0], [0, 0, -2.0, 0.5]]
+)
+
+
+def low_rank(rank):
+    """Fit a metric to some draws of a normal distribution, and the gradients there."""
+    root = np.linalg.cholesky(COVARIANCE)
+    draws = np.random.default_rng(3).normal(size=(80, 4)) @ root.T
+    slopes = -draws @ np.linalg.inv(COVARIANCE)
+    variance = jnp.sqrt(jnp.asarray(draws.var(0) / slopes.var(0)))
+    plain = warmup.LowRank(variance, jnp.eye(4, rank), jnp.ones(rank))
+    return warmup._fitted(plain, jnp.asarray(np.stack([draws, slopes])), jnp.asarray(True))
+
+
+def matrix(metric):
+    return np.asarray(warmup.velocity(metric, jnp.eye(4)))
+
+
+def test_a_metric_of_full_rank_is_the_covariance(x64, monkeypatch):
+    """The geometric mean of Fisher divergence is exact for a normal, however few the draws are."""
+    monkeypatch.setattr(warmup, "_GUESS", 0.0)
+    np.testing.assert_allclose(matrix(low_rank(4)), COVARIANCE, rtol=1e-8, atol=1e-8)
+    # With two directions of the four, it is nearer than the diagonal.
+    diagonal = np.diag(np.asarray(low_rank(4).variance))
+    assert np.linalg.cond(np.linalg.solve(COVARIANCE, matrix(low_rank(2)))) < np.linalg.cond(
+        np.linalg.solve(COVARIANCE, diagonal)
+    )
+
+
+def test_momenta_have_the_covariance_of_the_mass(x64):
+    metric = low_rank(3)
+    root = np.asarray(warmup.momentum(metric, jnp.eye(4)))  # of noise that is a basis
+    np.testing.assert_allclose(root @ root.T, np.linalg.inv(matrix(metric)), rtol=1e-9, atol=1e-9)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=4))
+    np.testing.assert_allclose(warmup.velocity(metric, x), matrix(metric) @ x, rtol=1e-9)
+    np.testing.assert_allclose(warmup.kinetic(metric, x), 0.5 * x @ matrix(metric) @ x, rtol=1e-9)
+
+
+def test_low_rank_shortens_the_trajectories_of_correlated_posteriors():
+    @ppl.model
+    def ridge():
+        covariance = jnp.asarray(0.999 * np.ones((3, 3)) + 0.001 * np.eye(3), float)
+        return ppl.sample("x", dist.MultivariateNormal(jnp.zeros(3), covariance))
+
+    def fitted(rank):
+        kernel = ppl.kernels.nuts(low_rank=rank)
+        return ppl.run(ppl.mcmc(ridge(), kernel, num_samples=2000), 0, progress=False)
+
+    plain, bent = fitted(0), fitted(1)
+    steps = [np.asarray(c.stats["n_steps"]).mean() for c in (plain, bent)]
+    assert steps[1] < steps[0] / 3
+    x = np.asarray(bent["x"], float)
+    assert np.all(np.abs(x.mean((0, 1)) / mcse(x)) < 5)
+    assert np.all(np.abs((x.std((0, 1)) - 1) / mcse(x, "sd")) < 5)
+    again = ppl.run(
+        ppl.mcmc(ridge(), bent.kernel, num_samples=500, num_warmup=0, num_chains=2),
+        1,
+        progress=False,
+    )
+    assert np.asarray(again.stats["n_steps"]).mean() < steps[0] / 3

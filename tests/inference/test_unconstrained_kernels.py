@@ -14,7 +14,7 @@ import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, UnsupportedError
 from ppl.inference.coordinates import coordinates
-from ppl.inference.hmc import leapfrog, log_energy, momentum, phase
+from ppl.inference.dynamics import leapfrog, log_energy, momentum, phase
 from ppl.inference.trace_kernel import accepted
 from ppl.staging import stage
 from tests import zoo

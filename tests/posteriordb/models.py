@@ -368,15 +368,18 @@ def lotka_volterra(data):
     return _lotka_volterra(*(_float(data, n) for n in ("ts", "y_init", "y")))
 
 
+# Regressions whose columns are far from orthogonal.
+_CORRELATED: Mapping[str, Any] = {"low_rank": 8}
+
 POSTERIORS: dict[str, Posterior] = {
     "arK-arK": Posterior(arK),
     "arma-arma11": Posterior(arma11),
     "bball_drive_event_1-hmm_drive_1": Posterior(hmm_drive, x64=True),
-    "diamonds-diamonds": Posterior(diamonds, x64=True),
-    "earnings-earn_height": Posterior(earn_height, x64=True),
-    "earnings-logearn_height": Posterior(logearn_height, x64=True),
+    "diamonds-diamonds": Posterior(diamonds, settings=_CORRELATED, x64=True),
+    "earnings-earn_height": Posterior(earn_height, settings=_CORRELATED, x64=True),
+    "earnings-logearn_height": Posterior(logearn_height, settings=_CORRELATED, x64=True),
     "earnings-logearn_interaction_z": Posterior(logearn_interaction_z),
-    "earnings-logearn_logheight_male": Posterior(logearn_logheight_male, x64=True),
+    "earnings-logearn_logheight_male": Posterior(logearn_logheight_male, settings=_CORRELATED, x64=True),
     "eight_schools-eight_schools_centered": Posterior(eight_schools_centered),
     "eight_schools-eight_schools_noncentered": Posterior(
         eight_schools_noncentered, choices=standardised
@@ -385,18 +388,18 @@ POSTERIORS: dict[str, Posterior] = {
     "hmm_example-hmm_example": Posterior(hmm_example),
     "hudson_lynx_hare-lotka_volterra": Posterior(lotka_volterra, x64=True),
     "kidiq-kidscore_momhs": Posterior(kidscore_momhs),
-    "kidiq-kidscore_momiq": Posterior(kidscore_momiq, x64=True),
+    "kidiq-kidscore_momiq": Posterior(kidscore_momiq, settings=_CORRELATED, x64=True),
     "kidiq_with_mom_work-kidscore_interaction_c": Posterior(kidscore_interaction_c),
     "kidiq_with_mom_work-kidscore_interaction_c2": Posterior(kidscore_interaction_c2),
     "mcycle_gp-accel_gp": Posterior(accel_gp, x64=True),
-    "mesquite-logmesquite": Posterior(logmesquite, x64=True),
-    "mesquite-logmesquite_logva": Posterior(logmesquite_logva, x64=True),
-    "mesquite-logmesquite_logvash": Posterior(logmesquite_logvash, x64=True),
-    "mesquite-mesquite": Posterior(mesquite, x64=True),
-    "nes1972-nes": Posterior(nes, x64=True),
-    "nes1980-nes": Posterior(nes, x64=True),
-    "nes1984-nes": Posterior(nes, x64=True),
-    "nes1992-nes": Posterior(nes, x64=True),
-    "nes1996-nes": Posterior(nes, x64=True),
+    "mesquite-logmesquite": Posterior(logmesquite, settings=_CORRELATED, x64=True),
+    "mesquite-logmesquite_logva": Posterior(logmesquite_logva, settings=_CORRELATED, x64=True),
+    "mesquite-logmesquite_logvash": Posterior(logmesquite_logvash, settings=_CORRELATED, x64=True),
+    "mesquite-mesquite": Posterior(mesquite, settings=_CORRELATED, x64=True),
+    "nes1972-nes": Posterior(nes, settings=_CORRELATED, x64=True),
+    "nes1980-nes": Posterior(nes, settings=_CORRELATED, x64=True),
+    "nes1984-nes": Posterior(nes, settings=_CORRELATED, x64=True),
+    "nes1992-nes": Posterior(nes, settings=_CORRELATED, x64=True),
+    "nes1996-nes": Posterior(nes, settings=_CORRELATED, x64=True),
     "sblri-blr": Posterior(blr),
 }

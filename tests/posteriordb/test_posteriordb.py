@@ -2,9 +2,9 @@
 
 Densities are compared with formulas in NumPy, exactly; posteriors with NUTS, in Monte Carlo errors.
 
-The fits make 80 comparisons of means and sds, at 4 standard errors of the difference, and 142 of
-quantiles, at 5. Were the errors normal and known, a sound sampler would fail one of them with
-probability 80 * 6.3e-5 + 142 * 5.7e-7 = 0.5%. Seeds are fixed: a red test stays red.
+The fits make 526 comparisons of means and sds, at 4 standard errors of the difference. Were the
+errors normal and known, a sound sampler would fail one of them with probability 526 * 6.3e-5 =
+3.3%. Seeds are fixed: a red test stays red.
 """
 
 import json
@@ -23,24 +23,15 @@ from tests.posteriordb.models import POSTERIORS, entry, gather
 
 Find = Callable[..., Path]
 
-# Those fitted by NUTS, of which the second group takes its time.
-FITTED = (
+# Those fitted without further ado; the others take their time.
+QUICK = (
     "arK-arK",
     "arma-arma11",
     "eight_schools-eight_schools_noncentered",
-    "gp_pois_regr-gp_regr",
+    "kidiq-kidscore_momhs",
     "sblri-blr",
 )
-FITTED_SLOW = (
-    "earnings-logearn_height",
-    "hmm_example-hmm_example",
-    "kidiq-kidscore_momiq",
-    "kidiq-kidscore_momhs",
-    "mesquite-logmesquite",
-    "nes1980-nes",
-    "bball_drive_event_1-hmm_drive_1",
-)
-FIT_PARAMS = [*FITTED, *(pytest.param(n, marks=pytest.mark.slow) for n in FITTED_SLOW)]
+FITS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in sorted(POSTERIORS)]
 # The ODE solver of `lotka_volterra` works to 1e-9 a step; all else is arithmetic.
 RTOL = {"hudson_lynx_hare-lotka_volterra": 1e-6}
 
@@ -130,26 +121,32 @@ def fit(name: str, data: Any, key: int) -> ppl.Chains:
         return ppl.run(fitted, key=key, progress=False)
 
 
-@pytest.mark.parametrize("name", FIT_PARAMS)
+@pytest.mark.parametrize("name", FITS)
 def test_nuts_finds_the_reference_posterior(name: str, posteriordb: Find) -> None:
     data, reference = read(posteriordb(name))
     chains = fit(name, data, key=20)
-    told = []
+    infinite, told = reference.get("infinite_variance", []), []
     for parameter, known in reference["parameters"].items():
         x = entry(chains.draws, parameter).astype(float)
         assert x.shape == (4, 1000)
-        if np.ptp(x) > 0:
-            assert rhat(x) < 1.01, (parameter, rhat(x))
-        z = (x.mean() - known["mean"]) / np.hypot(mcse(x), known["mcse_mean"])
-        told.append((abs(z) / 4, f"mean of {parameter}: {x.mean():.6g} is {z:.2f} errors off"))
-        for prob in (0.05, 0.95):
-            q = f"q{round(100 * prob):02d}"
-            z = (np.quantile(x, prob) - known[q]) / np.hypot(mcse(x, prob), known[f"mcse_{q}"])
-            told.append((abs(z) / 5, f"{q} of {parameter} is {z:.2f} errors off"))
+        if np.ptp(x) == 0:
+            assert known["sd"] < 1e-9
+            continue
+        assert rhat(x) < 1.01, (parameter, rhat(x))
+        if parameter in infinite:
+            found = {f"q{int(100 * q):02d}": (np.quantile(x, q), mcse(x, q)) for q in (0.05, 0.5)}
+        else:
+            found = {"mean": (x.mean(), mcse(x)), "sd": (x.std(), mcse(x, "sd"))}
+        for kind, (ours, error) in found.items():
+            if f"mcse_{kind}" in known:
+                z = (ours - known[kind]) / np.hypot(error, known[f"mcse_{kind}"])
+                told.append((abs(z), f"{kind} of {parameter}: {ours:.6g} is {z:.2f} errors off"))
     worst = sorted(told, reverse=True)[:3]
     print(name, "; ".join(text for _, text in worst))
-    assert worst[0][0] < 1, "; ".join(text for share, text in told if share >= 1)
-    assert np.mean(np.asarray(chains.stats["diverging"])) < 0.005
+    assert worst[0][0] < 4, "; ".join(text for z, text in told if z >= 4)
+    # Of the centred funnel some moves diverge, as they should.
+    diverging = np.mean(np.asarray(chains.stats["diverging"]))
+    assert diverging < (0.05 if name == "eight_schools-eight_schools_centered" else 0.005)
 
 
 @pytest.mark.slow

@@ -140,6 +140,66 @@ def test_wrong_arguments_are_named():
         diagnostics.rhat(x.astype(complex))
 
 
+# --- many short chains ------------------------------------------------------------------------
+
+
+def nested_by_definition(x, superchains):
+    """Margossian et al. (2024), definition 2.2, sum by sum."""
+    between, within, means = 0.0, 0.0, []
+    names = sorted(set(superchains))
+    for name in names:
+        chains = [list(c) for c, label in zip(x, superchains, strict=True) if label == name]
+        centres = [sum(c) / len(c) for c in chains]
+        means.append(sum(centres) / len(centres))
+        if len(chains) > 1:
+            within += sum((c - means[-1]) ** 2 for c in centres) / (len(chains) - 1)
+        for chain, centre in zip(chains, centres, strict=True):
+            if len(chain) > 1:
+                spread = sum((v - centre) ** 2 for v in chain) / (len(chain) - 1)
+                within += spread / len(chains)
+    centre = sum(means) / len(means)
+    between = sum((m - centre) ** 2 for m in means) / (len(means) - 1)
+    return math.sqrt(1 + between / (within / len(names)))
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (2, 3, 1), (4, 16, 1), (3, 4, 5), (8, 1, 100)])
+def test_nested_rhat_is_its_definition(sizes):
+    rng = np.random.default_rng(8)
+    superchains = rng.permutation(np.repeat([7, 3, 5, 1, 0, 2, 4, 6][: sizes[0]], sizes[1]))
+    x = rng.normal(size=(len(superchains), sizes[2], 2)) + 0.3 * superchains[:, None, None]
+    found = diagnostics.nested_rhat(x, superchains)
+    expected = [nested_by_definition(x[..., k], superchains.tolist()) for k in range(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_nested_rhat_is_one_where_chains_forgot_their_starts():
+    rng = np.random.default_rng(9)
+    superchains = np.repeat(np.arange(16), 128)
+    x = rng.normal(size=(2048, 1))
+    # nR^2 - 1 is a chi-square of 15 degrees over 15 * 128; beyond 60 / 15 with probability 2e-7.
+    assert 1 < diagnostics.nested_rhat(x, superchains) < math.sqrt(1 + 60 / 15 / 128)
+    # One draw of chains that remember their starts: each superchain is where it began.
+    started = rng.normal(size=16)[superchains][:, None] + 0.1 * x
+    assert diagnostics.nested_rhat(started, superchains) > 3
+    # The same chains in other superchains: no superchain differs from another.
+    assert diagnostics.nested_rhat(started, np.arange(2048) % 16) < 1.2
+
+
+def test_nested_rhat_at_its_ends():
+    superchains = [0, 0, 1, 1]
+    equal = np.array([[0.1, 0.3], [0.1, 0.5], [0.1, 0.3], [0.1, 0.5]])
+    assert diagnostics.nested_rhat(equal, superchains) == 1.0
+    assert diagnostics.nested_rhat(np.array([[0.1], [0.1], [0.2], [0.2]]), superchains) == math.inf
+    assert np.isnan(diagnostics.nested_rhat(np.full((4, 3), 0.1), superchains))
+    assert np.isnan(diagnostics.nested_rhat(np.array([[0.1], [0.2]]), ["a", "b"]))
+    assert np.isnan(diagnostics.nested_rhat(np.array([[0.1], [0.2], [np.nan], [1]]), superchains))
+    for wrong in ([0, 0, 0, 1], [0, 0, 0, 0], [0, 1], [[0, 0], [1, 1]], 2):
+        with pytest.raises(ArgumentError, match="nested_rhat got superchains"):
+            diagnostics.nested_rhat(np.zeros((4, 3)), wrong)
+    with pytest.raises(ResultError, match="complex"):
+        diagnostics.nested_rhat(np.zeros((4, 3), complex), superchains)
+
+
 # --- weighted particles -----------------------------------------------------------------------
 
 

@@ -139,6 +139,26 @@ def test_notes_read_the_statistics_of_the_sampler(draws):
     assert summarize(draws, stats={"diverging": np.zeros((4, 500), bool)}).notes == ()
 
 
+def test_notes_read_what_moves_cost_and_how_many_are_accepted(draws):
+    depth = np.where(np.arange(500) % 10 == 0, 10, 4) * np.ones((4, 1), int)
+    assert "10 or more in 10%" in note(summarize(draws, stats={"tree_depth": depth}), "tree depth")
+    rate = np.array([[0.8], [0.05], [0.234], [0.8]]) * np.ones((4, 500))
+    low = note(summarize(draws, stats={"acceptance_rate": rate}), "acceptance rate")
+    assert "in chain 1 (0.05):" in low
+    fine = {"tree_depth": np.where(depth == 10, 9, 4), "acceptance_rate": np.full((4, 500), 0.2)}
+    assert summarize(draws, stats=fine).notes == ()
+    fine["tree_depth"][:, :20] = 10  # 4 %
+    assert summarize(draws, stats=fine).notes == ()
+
+
+def test_many_stuck_chains_are_one_note():
+    x = np.random.default_rng(6).normal(size=(20, 200, 2))
+    x[3:, :, 1] = np.arange(17)[:, None]
+    text = note(summarize({"x": x}), "never moved")
+    assert text.startswith("Chain 3, Chain 4, Chain 5, Chain 6, Chain 7 and 12 more never moved")
+    assert "in x[1]. Try" in text
+
+
 def test_one_chain_and_too_few_draws_are_said(draws):
     one = {name: x[:1] for name, x in draws.items()}
     assert "One chain only" in summarize(one).notes[0]

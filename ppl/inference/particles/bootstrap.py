@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ppl.counts import count
 from ppl.errors import ArgumentError, message
-from ppl.inference.counts import count
 from ppl.inference.particles.cloud import Cloud, Weights, choose_cloud, resample
 from ppl.inference.particles.run import Place, Run, Strategy
 from ppl.interpreter import Interpreter

@@ -1,3 +1,0 @@
-"""Numbers of things; see `ppl.counts`."""
-
-from ppl.counts import count as count
