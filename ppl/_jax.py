@@ -8,13 +8,11 @@ context, and the walk over equations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import effects as _effects
 from jax.extend import random as _random
@@ -51,7 +49,6 @@ __all__ = [
     "scan_sizes",
     "scan_sizes_of",
     "subjaxprs",
-    "threads_like_this",
     "threefry_bits",
     "threefry_with",
     "vmap_in_rule",
@@ -299,23 +296,6 @@ def cache_aware_context(default: Any) -> Any:
     The result is called with a new value to give a context manager, and read with `.value`.
     """
     return jax.make_user_context(default)
-
-
-def threads_like_this(count: int) -> ThreadPoolExecutor | None:
-    """Make threads in which JAX is configured as in this one; None if they cannot be.
-
-    Context managers such as `jax.enable_x64` hold for one thread. Another's would be compiled for,
-    and run, under the defaults.
-    """
-    wide = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    threads = ThreadPoolExecutor(
-        count,
-        initializer=lambda: jax.enable_x64(wide).__enter__(),  # for the thread's whole life
-    )
-    if threads.submit(_config.trace_context).result() == _config.trace_context():
-        return threads
-    threads.shutdown()
-    return None
 
 
 def enclosing_traces() -> list[Any]:

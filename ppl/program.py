@@ -36,9 +36,8 @@ class Loop:
     makes what `count` steps need of random numbers from seeds in the state, of which
     `step(state, drawn, *args)` gets a row, and `done(out)` tells for each lane whether the step
     completed one of its outputs. The loop ends when every lane has `length`.
-    `split(parts, state, args)` gives states and arguments of loops over some of the lanes each, for
-    the host to run at a time.
 
+    `lean(*args)` gives the arguments without what only `init`, `check` and `finish` read.
     `hand(value, underway, *args)` gives the value of a run on the host the means to go on.
     """
 
@@ -53,7 +52,7 @@ class Loop:
     check: Callable[..., None] = lambda state, *args: None
     ahead: Callable[..., Any] | None = None
     done: Callable[..., Any] = lambda out: None
-    split: Callable[..., Any] = lambda parts, state, args: [(state, args)]
+    lean: Callable[..., Any] = lambda *args: args
     hand: Callable[..., Any] | None = None
 
 

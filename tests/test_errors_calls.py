@@ -274,7 +274,7 @@ def test_wrong_settings():
             ppl.mcmc(p, ppl.kernels.nuts(), num_samples=count)
     with refused(errors.ArgumentError, "kernel", "nuts()", line=False):
         ppl.mcmc(p, ppl.kernels.nuts)
-    for settings in ({"target_accept": 1.0}, {"max_tree_depth": 0}, {"step_size": -1.0}):
+    for settings in ({"target_accept": 1.0}, {"max_tree_depth": 0}, {"step_size": -1.5}):
         with refused(errors.ArgumentError, str(next(iter(settings.values()))), line=False):
             ppl.kernels.nuts(**settings)
     with refused(errors.ArgumentError, "-1", line=False):

@@ -126,6 +126,11 @@ def _keep(addresses: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def _lean(setting: Setting) -> tuple[Setting]:
+    """Forget where chains started: other starts compile nothing anew."""
+    return (dataclasses.replace(setting, starts=None),)
+
+
 def _kept(setting: Setting, values: dict[str, Any]) -> dict[str, Any]:
     return {a: x for a, x in values.items() if setting.keep is None or a in setting.keep}
 
@@ -185,22 +190,6 @@ def _flat_ahead(block: Any, count: int, flat: _Flat, setting: Setting) -> Any:
     return kernel.ahead(block, count, unconstrain(setting.program).size, flat.state.seed)
 
 
-def _flat_split(parts: int, flat: _Flat, args: tuple[Setting]) -> Any:
-    """Give each part some of the chains, as many as the others."""
-    chains = flat.ok.shape[0]
-    parts = next(n for n in range(parts, 0, -1) if chains % n == 0)
-    size = chains // parts
-    setting = dataclasses.replace(args[0], starts=None, num_chains=size)
-
-    def one(k: int) -> Any:
-        here = slice(k * size, (k + 1) * size)
-        last = jax.tree.map(lambda x: x[..., here], flat.state._replace(seed=()))
-        state = last._replace(seed=flat.state.seed[here])
-        return _Flat(state, flat.ok[here], flat.start[here]), (setting,)
-
-    return [one(k) for k in range(parts)] if parts > 1 else [(flat, (setting,))]
-
-
 def _flat_step(flat: _Flat, drawn: Any, setting: Setting) -> Any:
     kernel: Any = setting.kernel
     state, out = kernel.flat_step(_gradient(setting), flat.state, drawn, setting.num_warmup)
@@ -226,9 +215,7 @@ def _flat_check(flat: _Flat, setting: Setting) -> None:
 
 
 def _flat_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
-    parts = [part.gathered.state.warmup for part in underway.parts]
-    memory = jax.tree.map(lambda *xs: np.concatenate(xs, -1), *parts)
-    kernel = _tuned(setting.kernel, memory.known, -1)
+    kernel = _tuned(setting.kernel, chains.state.state.warmup.known, -1)
     return dataclasses.replace(chains, kernel=kernel, underway=underway)
 
 
@@ -241,7 +228,7 @@ _FLAT = Loop(
     label="mcmc",
     check=_flat_check,
     ahead=_flat_ahead,
-    split=_flat_split,
+    lean=_lean,
     hand=_flat_hand,
 )
 
@@ -290,11 +277,6 @@ def _start(program: Program) -> Choices:
     return jax.lax.while_loop(lambda s: ~s[2] & (s[0] < TRIES), search, start)[1]
 
 
-def _moves_split(parts: int, state: _Moves, args: tuple[Setting]) -> Any:
-    """Forget where chains started: a step does not ask, and other starts compile nothing."""
-    return [(state, (dataclasses.replace(args[0], starts=None),))]
-
-
 def _moves_step(state: _Moves, setting: Setting) -> tuple[_Moves, Any]:
     def one(state: _Moves) -> tuple[_Moves, Any]:
         trace = trace_of(setting.program, state.choices)
@@ -332,8 +314,7 @@ def _moves_check(state: _Moves, setting: Setting) -> None:
 
 
 def _moves_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
-    (part,) = underway.parts
-    kernel = _tuned(setting.kernel, part.gathered.memory, 0)
+    kernel = _tuned(setting.kernel, chains.state.memory, 0)
     return dataclasses.replace(chains, kernel=kernel, underway=underway)
 
 
@@ -345,6 +326,6 @@ _MOVES = Loop(
     length=0,
     label="mcmc",
     check=_moves_check,
-    split=_moves_split,
+    lean=_lean,
     hand=_moves_hand,
 )

@@ -249,7 +249,7 @@ def _refitted(known: Warmup, index: Any, num_warmup: int, place: Any, counts: An
         slots = jnp.arange(_LONG).reshape(-1, *[1] * place[0].ndim)
         here = (slots == index % _LONG) & learning
         recent = jnp.where(here, place[:, None], recent)
-        again = switch & (length == _LONG) & (index >= int(_EARLY * num_warmup) + _LONG)
+        again = learning & ((index + 1) % (_LONG // 2) == 0) & (index + 1 >= _LONG)
         metric = _fitted(metric._replace(variance=variance), recent, again)
     else:
         metric = variance
@@ -294,13 +294,14 @@ def _fitted(metric: LowRank, recent: Any, again: Any) -> LowRank:
     )
 
 
-#: How many draws the guess of no correlation counts for.
-_GUESS = 5.0
+#: How many draws the guess of no correlation counts for: where they span the space well, and else.
+_GUESSES = 1e-3, 5.0
 
 
 def _covariance(x: Any) -> Any:
-    count = x.shape[0]
-    return (x.T @ x + _GUESS * jnp.eye(x.shape[1], dtype=x.dtype)) / (count + _GUESS)
+    count, size = x.shape
+    guess = _GUESSES[2 * size > count]
+    return (x.T @ x + guess * jnp.eye(size, dtype=x.dtype)) / (count + guess)
 
 
 def _power(matrix: Any, exponent: float) -> Any:

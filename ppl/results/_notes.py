@@ -133,6 +133,17 @@ def _of_draws(
 
 
 def _of_stats(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Read the statistics of each kernel; those of several are called `<kernel>.<name>`."""
+    kernels: dict[str, dict[str, np.ndarray]] = {}
+    for name, x in stats.items():
+        kernel, _, own = name.rpartition(".")
+        kernels.setdefault(kernel, {})[own] = x
+    for kernel, own in kernels.items():
+        for note in _of_kernel(own):
+            yield f"{kernel}: {note}" if kernel else note
+
+
+def _of_kernel(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
     if "diverging" in stats:
         diverging = np.asarray(stats["diverging"]).astype(bool)
         count = int(diverging.sum())
@@ -151,8 +162,10 @@ def _of_stats(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
                 "(ppl.reparam), scales nearer to one another, or a longer warmup."
             )
     if "acceptance_rate" in stats:
-        rate = np.mean(np.asarray(stats["acceptance_rate"], np.float64), axis=1)
-        low = rate < _ACCEPTANCE_LIMIT
+        rates = np.asarray(stats["acceptance_rate"], np.float64)
+        made = np.isfinite(rates)  # in a mixture, a kernel makes some of the moves
+        rate = np.sum(rates, axis=1, where=made) / np.maximum(np.sum(made, axis=1), 1)
+        low = made.any(axis=1) & (rate < _ACCEPTANCE_LIMIT)
         if low.any():
             chains = [f"chain {k}" for k in range(len(low))]
             yield (
@@ -160,7 +173,7 @@ def _of_stats(stats: Mapping[str, np.ndarray]) -> Iterator[str]:
                 f"{_some(chains, low, rate, '.2f')}: most moves are refused. Try a smaller step "
                 "size, a longer warmup, or another kernel."
             )
-    if "energy" in stats:
+    if "energy" in stats and np.all(np.isfinite(stats["energy"])):
         fraction = diagnostics.bfmi(stats["energy"])
         low = fraction < _BFMI_LIMIT
         if low.any():

@@ -121,11 +121,26 @@ class Chains:
         Returns:
             By address, arrays of shape (chain, draw, *site): observations and deterministics.
         """
-        program = require_program(self.program, "predictive")
+        program = self._whole("predictive")
         lead = (self.num_chains, self.num_draws)
         rows = {a: _rows(self.draws[a]) for a in self.latents}
         out = posterior_predictive(program, rows, key)
         return {a: x.reshape(*lead, *x.shape[1:]) for a, x in out.items()}
+
+    def _whole(self, operation: str) -> Program:
+        """Give the program, of which the draws have to be complete."""
+        program = require_program(self.program, operation)
+        missing = [a for a in program.latents if a not in self.draws]
+        if missing:
+            raise ResultError(
+                message(
+                    f"{operation} got chains without draws of {', '.join(missing)}",
+                    needs="draws of every latent site",
+                    why="what is missing would be drawn from the prior",
+                    fix="ppl.mcmc(...) without keep=, or with all latent addresses among them",
+                )
+            )
+        return program
 
     def to_arviz(
         self,
@@ -141,6 +156,8 @@ class Chains:
             posterior_predictive: what `predictive` gave, to be kept beside the draws.
             coords: labels by plate name.
         """
+        if log_likelihood:
+            self._whole("to_arviz(log_likelihood=True)")
         return to_inference_data(
             self.program,
             host(self.draws),

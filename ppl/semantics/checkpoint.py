@@ -32,12 +32,12 @@ class Checkpoint:
         self.mark = _mark(interpret, program, key)
         self.count = 0
 
-    def load(self) -> list[list[dict[str, Any]]]:
-        """Give what is there of each part of the loop; no parts if the run is new."""
+    def load(self) -> list[dict[str, Any]]:
+        """Give the parts that are there; none if the run is new."""
         if self.path.exists() and not self.path.is_dir():
             raise self._refusal(f"{self.path} is a file", "a folder, or a path where nothing is")
         self.path.mkdir(parents=True, exist_ok=True)
-        found: list[list[dict[str, Any]]] = []
+        found: list[dict[str, Any]] = []
         while (file := self._file(self.count)).exists():
             arrays, about = storage.load(file)
             if about.get("run") != self.mark:
@@ -45,21 +45,19 @@ class Checkpoint:
                     f"{file} belongs to another run",
                     "the run that the checkpoint was written by: program, data, settings and key",
                 )
-            found = found or [[] for _ in range(about["parts"])]
-            for k, pieces in enumerate(found):
-                pieces.append(arrays[str(k)])  # pyright: ignore[reportArgumentType]
+            found.append(arrays)
             self.count += 1
         later = sorted(f.name for f in self.path.glob("part-*.npz"))[self.count :]
         if later:
             raise self._refusal(f"{later[0]} is there, and an earlier part is not", "all parts")
         return found
 
-    def add(self, parts: list[dict[str, Any]]) -> None:
+    def add(self, part: dict[str, Any]) -> None:
         """Write the next part."""
-        file, arrays = self._file(self.count), {str(k): part for k, part in enumerate(parts)}
+        file = self._file(self.count)
         if file.exists():
             raise self._refusal(f"another process wrote {file.name}", "one process at a time")
-        storage.save(file, arrays, {"run": self.mark, "parts": len(parts)})
+        storage.save(file, part, {"run": self.mark})
         self.count += 1
 
     def _file(self, number: int) -> Path:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import signal
 import threading
 import time
@@ -24,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl import _jax
 from ppl.interpreter import loop_key_of
 from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
@@ -33,8 +31,9 @@ from ppl.semantics.rows import Rows
 from ppl.semantics.sharding import Sharing
 from ppl.staging import stage
 
-#: The most steps of one compiled call, the numbers drawn ahead in one, the seconds it should take.
-BLOCK, NUMBERS, SECONDS = 128, 2**20, 0.25
+#: The most steps of one compiled call, the numbers drawn ahead in one for each lane, the seconds it
+#: should take.
+BLOCK, NUMBERS, SECONDS = 128, 2**14, 0.25
 #: The rows that are brought into their final form at once.
 CHUNK = 128
 
@@ -90,7 +89,8 @@ def block_length(loop: Loop, state: Any, args: tuple[Any, ...]) -> int:
         return BLOCK
     ahead = loop.ahead
     drawn = jax.eval_shape(lambda s, *a: ahead(0, 1, s, *a), state, *args)
-    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(drawn))
+    # By lane, whose draws do not depend on how many there are.
+    numbers = sum(math.prod(x.shape[:-1]) for x in jax.tree.leaves(drawn))
     return int(2 ** np.clip(math.floor(math.log2(NUMBERS / max(numbers, 1))), 4, 11))
 
 
@@ -133,32 +133,17 @@ class Underway:
         start = place(stage(loop.init, self.args, name="init"))
         state = start.structure.rebuild(_initial(interpret, start, key))
         loop.check(gather(state), *self.args)
-        # Small loops leave a processor most of its time: several run side by side.
-        alone = sharing or jax.default_backend() != "cpu"
-        count = 1 if alone else len(os.sched_getaffinity(0))
         saved: list[Any] = []
         self.checkpoint = None
         if checkpoint is not None:
             self.checkpoint = Checkpoint(checkpoint, program, key, interpret)
             saved = self.checkpoint.load()
-            count = len(saved) or count
-        key = loop_key_of(key)
-        self.parts = [
-            _Part(
-                loop,
-                state,
-                args,
-                key,
-                interpret,
-                place,
-                gather,
-                bool(sharing and sharing.many_processes),
-            )
-            for state, args in loop.split(count, state, self.args)
-        ]
-        for part, pieces in zip(self.parts, saved, strict=bool(saved)):
-            part.restore(pieces)
-        self.written = [part.steps for part in self.parts] if saved else None
+        key, in_step = loop_key_of(key), bool(sharing and sharing.many_processes)
+        args = loop.lean(*self.args)
+        self.lanes = _Lanes(loop, state, args, key, interpret, place, gather, in_step)
+        if saved:
+            self.lanes.restore(saved)
+        self.written = self.lanes.steps if saved else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Underway)
@@ -169,7 +154,7 @@ class Underway:
     @property
     def ready(self) -> int:
         """The number of rows that every lane has."""
-        return min(part.rows.ready for part in self.parts)
+        return self.lanes.rows.ready
 
     def reach(self, length: int, progress: bool | None) -> Any:
         """Go on until every lane has so many rows, and give the value of the first of them.
@@ -177,55 +162,42 @@ class Underway:
         Interrupted, it gives the value of those that are there, if there are any.
         """
         total = self.loop.skip + length * self.loop.thin
-        done = min(part.rows.least for part in self.parts)
-        saved = time.monotonic()
-        with progress_bar(progress, total, self.loop.label) as bar, _Pool(self.parts) as pool:
+        rows = self.lanes.rows
+        done, saved = rows.least, time.monotonic()
+        with progress_bar(progress, total, self.loop.label) as bar:
             bar.advance(min(done, total))
             try:
                 while self.ready < length:
-                    pool.each(lambda part: part.advance(total))
-                    now = min(part.rows.least for part in self.parts)
-                    bar.advance(min(now, total) - min(done, total))
-                    done = now
+                    self.lanes.advance(total)
+                    bar.advance(min(rows.least, total) - min(done, total))
+                    done = rows.least
                     if self.checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
                         self.save()
                         saved = time.monotonic()
             except KeyboardInterrupt:
                 if not self.ready:
                     raise
-            if self.checkpoint is not None:
-                self.save()
+        if self.checkpoint is not None:
+            self.save()
         return self.value(min(length, self.ready))
 
     def save(self) -> None:
         """Write what is new, if anything is, to the checkpoint."""
         assert self.checkpoint is not None
-        steps = [part.steps for part in self.parts]
-        if steps == self.written:
+        if self.lanes.steps == self.written:
             return
         with _undivided():
-            self.checkpoint.add([part.unsaved() for part in self.parts])
-            for part in self.parts:
-                part.rows.written()
-            self.written = steps
+            self.checkpoint.add(self.lanes.unsaved())
+            self.lanes.rows.written()
+            self.written = self.lanes.steps
 
     def value(self, length: int) -> Any:
         """Give the value after a number of rows."""
-        kept = []
-        for start in range(0, length, CHUNK):
-            stop = min(start + CHUNK, length)
-            pieces = [part.emitted(start, stop) for part in self.parts]
-            kept.append(_joined(pieces, axis=1))
-        states = [part.gathered for part in self.parts]
-        state = states[0] if len(states) == 1 else tuple(states)
-        found = self.loop.finish(state, _joined(kept, axis=0), *self.args)
+        chunks = range(0, length, CHUNK)
+        kept = [self.lanes.emitted(start, min(start + CHUNK, length)) for start in chunks]
+        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *kept)
+        found = self.loop.finish(self.lanes.gathered, joined, *self.args)
         return self.loop.hand(found, self, *self.args) if self.loop.hand else found
-
-
-def _joined(trees: list[Any], axis: int) -> Any:
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=axis), *trees)
 
 
 @contextlib.contextmanager
@@ -245,33 +217,8 @@ def _undivided() -> Iterator[None]:
         handler(*came[0])
 
 
-class _Pool:
-    """Threads that each advance one part: JAX releases the interpreter while it computes."""
-
-    def __init__(self, parts: list[_Part]):
-        self.parts = parts
-        self.threads = _jax.threads_like_this(len(parts)) if len(parts) > 1 else None
-        self.warm = False
-
-    def each(self, advance: Callable[[_Part], None]) -> None:
-        if self.threads is None or not self.warm:  # the first compiles for the others
-            for part in self.parts:
-                advance(part)
-            self.warm = True
-        else:
-            with _undivided():  # all stand still when an interrupt comes
-                list(self.threads.map(advance, self.parts))
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self.threads is not None:
-            self.threads.shutdown(wait=True)
-
-
-class _Part:
-    """Some of the lanes of a loop, and their rows."""
+class _Lanes:
+    """A loop's state, its compiled pieces, and its rows."""
 
     def __init__(
         self,
@@ -459,7 +406,6 @@ def _block_impl(
 _block = _compiled(
     _block_impl,
     (0, 3),
-    xla_backend_optimization_level=1,
     xla_cpu_enable_concurrency_optimized_scheduler=False,
 )
 

@@ -243,8 +243,8 @@ def unconstrain(program: Program) -> Unconstrained:
                     needs="continuous latent sites",
                     why="a discrete choice has no gradient",
                     fix=f'ppl.condition(program, {{"{site.address}": ...}}), '
-                    f'ppl.marginalize(program, ["{site.address}"]), or a kernel for it beside one for the others, such as '
-                    f'ppl.kernels.gibbs(addresses=["{site.address}"])',
+                    f'ppl.marginalize(program, ["{site.address}"]), or a kernel for it beside one '
+                    f'for the others, such as ppl.kernels.gibbs(addresses=["{site.address}"])',
                 )
             )
     return Unconstrained(program, _real_shapes(program))

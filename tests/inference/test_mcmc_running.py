@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ Y = np.array([0.3, -0.5, 1.2], np.float32)
 #: Two ways to run: chains that are not in step, and moves from trace to trace.
 KERNELS = {
     "flat": ppl.kernels.nuts(max_tree_depth=3),
-    "moves": ppl.kernels.random_walk(0.5, num_steps=2),
+    "moves": ppl.kernels.random_walk(0.1, num_steps=2),
 }
 
 
@@ -66,19 +67,12 @@ def whole(kind):
     return run(kind, 150)
 
 
-@pytest.fixture(params=[1, 2])
-def cores(request, monkeypatch):
-    monkeypatch.setattr(suspended.os, "sched_getaffinity", lambda _: set(range(request.param)))
-    return request.param
-
-
 # --- More draws ---------------------------------------------------------------------------------
 
 
-def test_extending_is_running_longer(kind, cores):
+def test_extending_is_running_longer(kind):
     longer = run(kind, 150)
     chains = run(kind, 40)
-    assert len(chains.underway.parts) == (cores if kind == "flat" else 1)
     more = chains.extend(70)
     assert (chains.num_draws, more.num_draws) == (40, 110)
     same(more.extend(40), longer)
@@ -96,6 +90,11 @@ def test_thinning_keeps_every_third_draw(kind, whole):
     same(run(kind, 25, thin=3).extend(15), thin)
 
 
+def test_progress_changes_no_draw(kind, whole, capsys):
+    same(ppl.run(program(kind, 150), 0, progress=True), whole)
+    assert capsys.readouterr().err
+
+
 def test_chains_that_cannot_go_on(kind, whole, tmp_path):
     path = str(tmp_path / "chains.npz")
     whole.save(path)
@@ -111,22 +110,32 @@ def test_chains_that_cannot_go_on(kind, whole, tmp_path):
 
 def press_ctrl_c(monkeypatch, name, after):
     """Let the user press Ctrl-C at a call of a function, when so many were made."""
-    fun, left = getattr(suspended, name), [after]
+    fun, value, left, running = getattr(suspended, name), suspended.Underway.value, [after], [0]
 
     def pressing(*args):
+        running[0] += 1
         left[0] -= 1
-        if not left[0]:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        return fun(*args)
+        try:
+            if not left[0]:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.1)  # if this is another thread, the main one does not wait for it
+            return fun(*args)
+        finally:
+            running[0] -= 1
+
+    def ended(*args):
+        assert not running[0], "a thread is at work while results are made"
+        return value(*args)
 
     monkeypatch.setattr(suspended, name, pressing)
+    monkeypatch.setattr(suspended.Underway, "value", ended)
 
 
 @pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(), reason="signals go to the main one"
 )
 @pytest.mark.parametrize("when", ["_block", "_same"])
-def test_nothing_is_torn_by_an_interruption(kind, cores, monkeypatch, when):
+def test_nothing_is_torn_by_an_interruption(kind, monkeypatch, when):
     """In the middle of a block, or when it was made and its rows are not yet noted."""
     whole = run(kind, 150)
     monkeypatch.setattr(suspended, "SECONDS", 0.0)  # blocks of one step
@@ -275,15 +284,17 @@ def test_discrete_unknowns(kernel):
     np.testing.assert_allclose(chains.stats["lp"][0, 0], lp, rtol=1e-6)
 
 
-def test_inside_another_program_and_under_jit(kind, x64):
+def test_inside_another_program_and_under_jit(x64):
     """Two compilations of one computation: equal up to rounding for a few draws."""
+
+    kernel = KERNELS["flat"]
 
     @ppl.model
     def around(y):
-        return ppl.mcmc(line.program(y), KERNELS[kind], 5, 4, 2)()
+        return ppl.mcmc(line.program(y), kernel, 5, 4, 2)()
 
     key, y = jax.random.key(4), Y.astype(np.float64)
-    outside = ppl.run(ppl.mcmc(line(y), KERNELS[kind], 5, 4, 2), key)
+    outside = ppl.run(ppl.mcmc(line(y), kernel, 5, 4, 2), key)
     inside = jax.jit(lambda y, key: ppl.run(around(y), key))(y, key)
     for name, x in outside.draws.items():
         np.testing.assert_allclose(inside.draws[name], x, rtol=1e-9)

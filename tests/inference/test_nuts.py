@@ -324,7 +324,7 @@ def matrix(metric):
 
 def test_a_metric_of_full_rank_is_the_covariance(x64, monkeypatch):
     """The geometric mean of Fisher divergence is exact for a normal, however few the draws are."""
-    monkeypatch.setattr(warmup, "_GUESS", 0.0)
+    monkeypatch.setattr(warmup, "_GUESSES", (0.0, 0.0))
     np.testing.assert_allclose(matrix(low_rank(4)), COVARIANCE, rtol=1e-8, atol=1e-8)
     # With two directions of the four, it is nearer than the diagonal.
     diagonal = np.diag(np.asarray(low_rank(4).variance))

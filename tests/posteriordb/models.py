@@ -28,6 +28,7 @@ class Posterior:
     choices: Callable[[Values], Values] = dict
     # For the fit: settings of NUTS, and whether its curvature asks for double precision.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_samples: int = 1000
     x64: bool = False
 
 
@@ -375,12 +376,16 @@ POSTERIORS: dict[str, Posterior] = {
     "arK-arK": Posterior(arK),
     "arma-arma11": Posterior(arma11),
     "bball_drive_event_1-hmm_drive_1": Posterior(hmm_drive, x64=True),
-    "diamonds-diamonds": Posterior(diamonds, settings=_CORRELATED, x64=True),
+    "diamonds-diamonds": Posterior(diamonds, settings={"low_rank": 26}, x64=True),
     "earnings-earn_height": Posterior(earn_height, settings=_CORRELATED, x64=True),
     "earnings-logearn_height": Posterior(logearn_height, settings=_CORRELATED, x64=True),
     "earnings-logearn_interaction_z": Posterior(logearn_interaction_z),
-    "earnings-logearn_logheight_male": Posterior(logearn_logheight_male, settings=_CORRELATED, x64=True),
-    "eight_schools-eight_schools_centered": Posterior(eight_schools_centered),
+    "earnings-logearn_logheight_male": Posterior(
+        logearn_logheight_male, settings=_CORRELATED, x64=True
+    ),
+    "eight_schools-eight_schools_centered": Posterior(
+        eight_schools_centered, settings={"target_accept": 0.995}, num_samples=6000
+    ),
     "eight_schools-eight_schools_noncentered": Posterior(
         eight_schools_noncentered, choices=standardised
     ),

@@ -2,9 +2,9 @@
 
 Densities are compared with formulas in NumPy, exactly; posteriors with NUTS, in Monte Carlo errors.
 
-The fits make 526 comparisons of means and sds, at 4 standard errors of the difference. Were the
-errors normal and known, a sound sampler would fail one of them with probability 526 * 6.3e-5 =
-3.3%. Seeds are fixed: a red test stays red.
+The fits make 306 comparisons of means and sds, at 4 standard errors of the difference. Were the
+errors normal and known, a sound sampler would fail one of them with probability 306 * 6.3e-5 =
+1.9%. Seeds are fixed: a red test stays red.
 """
 
 import json
@@ -31,7 +31,18 @@ QUICK = (
     "kidiq-kidscore_momhs",
     "sblri-blr",
 )
-FITS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in sorted(POSTERIORS)]
+# Not fitted here: each takes minutes.
+LONG = (
+    "diamonds-diamonds",
+    "eight_schools-eight_schools_centered",
+    "hudson_lynx_hare-lotka_volterra",
+    "mcycle_gp-accel_gp",
+)
+FITS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in sorted(POSTERIORS)
+    if name not in LONG
+]
 # The ODE solver of `lotka_volterra` works to 1e-9 a step; all else is arithmetic.
 RTOL = {"hudson_lynx_hare-lotka_volterra": 1e-6}
 
@@ -115,9 +126,7 @@ def fit(name: str, data: Any, key: int) -> ppl.Chains:
     posterior = POSTERIORS[name]
     kernel = ppl.kernels.nuts(**posterior.settings)
     with jax.enable_x64(posterior.x64):
-        fitted = ppl.mcmc(
-            posterior.program(data), kernel, num_samples=1000, num_warmup=1000, num_chains=4
-        )
+        fitted = ppl.mcmc(posterior.program(data), kernel, num_samples=posterior.num_samples)
         return ppl.run(fitted, key=key, progress=False)
 
 
@@ -128,7 +137,7 @@ def test_nuts_finds_the_reference_posterior(name: str, posteriordb: Find) -> Non
     infinite, told = reference.get("infinite_variance", []), []
     for parameter, known in reference["parameters"].items():
         x = entry(chains.draws, parameter).astype(float)
-        assert x.shape == (4, 1000)
+        assert x.shape == (4, POSTERIORS[name].num_samples)
         if np.ptp(x) == 0:
             assert known["sd"] < 1e-9
             continue
@@ -144,9 +153,7 @@ def test_nuts_finds_the_reference_posterior(name: str, posteriordb: Find) -> Non
     worst = sorted(told, reverse=True)[:3]
     print(name, "; ".join(text for _, text in worst))
     assert worst[0][0] < 4, "; ".join(text for z, text in told if z >= 4)
-    # Of the centred funnel some moves diverge, as they should.
-    diverging = np.mean(np.asarray(chains.stats["diverging"]))
-    assert diverging < (0.05 if name == "eight_schools-eight_schools_centered" else 0.005)
+    assert np.mean(np.asarray(chains.stats["diverging"])) < 0.005
 
 
 @pytest.mark.slow

@@ -228,3 +228,16 @@ def test_text_table_alignments():
     text = html.text_table(["name", "x", "n"], [["a", "1.25", "7"], ["bcd", "10", "100"]], "l.r")
     assert text == "name      x    n\na      1.25    7\nbcd   10     100"
     assert html.text_table(["a", "b"], []) == "a  b"
+
+
+def test_the_statistics_of_several_kernels_are_read_one_by_one():
+    rng = np.random.default_rng(2)
+    draws = {"x": rng.normal(size=(4, 500))}
+    diverging = np.zeros((4, 500), bool)
+    diverging[0, :3] = True
+    rates = np.where(rng.random((4, 500)) < 0.5, np.nan, 0.02)  # a mixture drew it half of the time
+    stats = {"nuts_0.diverging": diverging, "nuts_1.diverging": ~diverging & False}
+    notes = summarize(draws, stats={**stats, "mh.acceptance_rate": rates}).notes
+    assert sum("diverged" in note for note in notes) == 1
+    assert any(note.startswith("nuts_0: 3 of 2,000 transitions diverged") for note in notes)
+    assert any(note.startswith("mh: The acceptance rate is under") for note in notes)

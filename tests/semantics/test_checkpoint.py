@@ -255,10 +255,10 @@ def test_damaged_and_missing_parts(tmp_path, often):
 def test_two_processes_at_a_time(tmp_path, often, monkeypatch):
     add = suspended.Checkpoint.add
 
-    def beside(self, parts):
+    def beside(self, part):
         if self.count == 2:
             (tmp_path / "part-000002.npz").write_bytes(b"of another process")
-        add(self, parts)
+        add(self, part)
 
     monkeypatch.setattr(suspended.Checkpoint, "add", beside)
     with pytest.raises(ArgumentError, match=r"another process wrote part-000002\.npz"):
