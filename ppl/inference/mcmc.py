@@ -140,8 +140,7 @@ def _finish(state: Any, kept: Any, setting: Setting) -> Chains:
     program = setting.program
     order = [*program.latents, *(s.address for s in program.sites if s.kind == "deterministic")]
     draws = {a: draws[a] for a in order if a in draws}
-    latents = tuple(a for a in program.latents if a in draws)
-    return Chains(draws, stats, state, program, latents, present)
+    return Chains(draws, stats, state, program, program.latents, present)
 
 
 def _tuned(kernel: Kernel, memory: PyTree, axis: int) -> Kernel:

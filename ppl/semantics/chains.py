@@ -130,7 +130,7 @@ class Chains:
     def _whole(self, operation: str) -> Program:
         """Give the program, of which the draws have to be complete."""
         program = require_program(self.program, operation)
-        missing = [a for a in program.latents if a not in self.draws]
+        missing = [a for a in self.latents if a not in self.draws]
         if missing:
             raise ResultError(
                 message(
