@@ -166,3 +166,50 @@ def numbers(operation: str, name: str, setting: Any, fix: str) -> Array:
             )
         )
     return jnp.asarray(array, jnp.result_type(float))
+
+
+def one_number(operation: str, name: str, setting: Any, fix: str, instead: str) -> Array:
+    """Check a setting that is the same for all coordinates.
+
+    Args:
+        operation: for messages.
+        name: of the setting.
+        setting: what was given.
+        fix: a call that is right.
+        instead: the setting that what differs between coordinates belongs to, of those step sizes.
+
+    Raises:
+        ArgumentError: it is no positive number.
+    """
+    array = numbers(operation, name, setting, fix)
+    if array.ndim:
+        raise ArgumentError(
+            message(
+                f"{operation} got {name} of shape {array.shape}",
+                needs="one number",
+                why="what differs between coordinates belongs to the mass",
+                fix=f"{instead}, and {name}=1.0",
+            )
+        )
+    return array
+
+
+def definite(operation: str, name: str, setting: Any, fix: str) -> Array:
+    """Check a setting that is a covariance.
+
+    Raises:
+        ArgumentError: as `numbers` does; or it is a matrix that is not positive definite.
+    """
+    array = numbers(operation, name, setting, fix)
+    if array.ndim == 2 and not _jax.is_tracer(array):
+        matrix = np.asarray(array, np.float64)
+        if not np.allclose(matrix, matrix.T) or np.min(np.linalg.eigvalsh(matrix)) <= 0:
+            raise ArgumentError(
+                message(
+                    f"{operation} got the {name} {np.array2string(matrix, threshold=9)}",
+                    needs="a symmetric positive definite matrix",
+                    why="it is a covariance",
+                    fix=f"{name}=factor @ factor.T, or a vector for a diagonal one",
+                )
+            )
+    return array

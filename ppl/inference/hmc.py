@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from ppl import _jax
 from ppl import distributions as dist
 from ppl._types import pytree, static
 from ppl.counts import count
-from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.coordinates import coordinates, fit, numbers
+from ppl.errors import named_keywords
+from ppl.inference.coordinates import coordinates, definite, fit, one_number
 from ppl.inference.dynamics import Phase, leapfrog, log_energy, momentum, phase
 from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses
 from ppl.semantics.weighted import Trace
@@ -55,40 +53,15 @@ def hmc(
     Source: Duane et al. (1987), Neal (2011).
     """
     fix = "ppl.kernels.hmc(0.1, num_steps=10)"
-    step_size = numbers("hmc", "step_size", step_size, fix)
-    if step_size.ndim:
-        raise ArgumentError(
-            message(
-                f"hmc got step_size of shape {step_size.shape}",
-                needs="one number",
-                why="what differs between coordinates belongs to the mass",
-                fix="inverse_mass=step_sizes**2, and step_size=1.0",
-            )
-        )
+    step_size = one_number("hmc", "step_size", step_size, fix, "inverse_mass=step_sizes**2")
     if inverse_mass is not None:
-        inverse_mass = numbers("hmc", "inverse_mass", inverse_mass, fix)
-        _require_definite(inverse_mass)
+        inverse_mass = definite("hmc", "inverse_mass", inverse_mass, fix)
     return HMC(
         step_size,
         inverse_mass,
         as_addresses("hmc", addresses),
         count("hmc", "num_steps", num_steps),
     )
-
-
-def _require_definite(matrix: Any) -> None:
-    if matrix.ndim < 2 or _jax.is_tracer(matrix):
-        return
-    matrix = np.asarray(matrix, np.float64)
-    if not np.allclose(matrix, matrix.T) or np.min(np.linalg.eigvalsh(matrix)) <= 0:
-        raise ArgumentError(
-            message(
-                f"hmc got the inverse_mass {np.array2string(matrix, threshold=9)}",
-                needs="a symmetric positive definite matrix",
-                why="it is the covariance of the velocity",
-                fix="inverse_mass=factor @ factor.T, or a vector for a diagonal one",
-            )
-        )
 
 
 @pytree
@@ -118,6 +91,3 @@ class HMC(TraceKernel):
         energy = log_energy(end, mass)
         ratio = jnp.where(jnp.isfinite(energy), energy - log_energy(begin, mass), jnp.nan)
         return space.moved(end.position, accepted(ratio))
-
-
-# --- The Hamiltonian flow -----------------------------------------------------------------------

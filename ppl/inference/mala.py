@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from ppl import _jax
 from ppl import distributions as dist
 from ppl._types import PyTree, pytree, static
-from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.coordinates import coordinates, fit, numbers
+from ppl.errors import named_keywords
+from ppl.inference.coordinates import coordinates, definite, fit, one_number
 from ppl.inference.dynamics import leapfrog, log_energy, momentum, phase
 from ppl.inference.trace_kernel import Step, Time, TraceKernel, accepted, as_addresses
 from ppl.semantics.weighted import Trace
@@ -57,35 +55,10 @@ def mala(
     `hmc(sqrt(2 * step_size), 1)` is the same move.
     """
     fix = "ppl.kernels.mala(0.1)"
-    step_size = numbers("mala", "step_size", step_size, fix)
-    if step_size.ndim:
-        raise ArgumentError(
-            message(
-                f"mala got step_size of shape {step_size.shape}",
-                needs="one number",
-                why="what differs between coordinates belongs to the mass",
-                fix="inverse_mass=step_sizes, and step_size=1.0",
-            )
-        )
+    step_size = one_number("mala", "step_size", step_size, fix, "inverse_mass=step_sizes")
     if inverse_mass is not None:
-        inverse_mass = numbers("mala", "inverse_mass", inverse_mass, fix)
-        _require_definite(inverse_mass)
+        inverse_mass = definite("mala", "inverse_mass", inverse_mass, fix)
     return MALA(step_size, inverse_mass, as_addresses("mala", addresses))
-
-
-def _require_definite(matrix: Any) -> None:
-    if matrix.ndim < 2 or _jax.is_tracer(matrix):
-        return
-    matrix = np.asarray(matrix, np.float64)
-    if not np.allclose(matrix, matrix.T) or np.min(np.linalg.eigvalsh(matrix)) <= 0:
-        raise ArgumentError(
-            message(
-                f"mala got the inverse_mass {np.array2string(matrix, threshold=9)}",
-                needs="a symmetric positive definite matrix",
-                why="it is the covariance of the noise",
-                fix="inverse_mass=factor @ factor.T, or a vector for a diagonal one",
-            )
-        )
 
 
 @pytree

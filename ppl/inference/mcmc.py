@@ -16,13 +16,13 @@ from ppl._types import Choices, PyTree
 from ppl.counts import count
 from ppl.errors import AddressError, UnsupportedError, check_addresses, message, named_keywords
 from ppl.inference.coordinates import coordinates
+from ppl.inference.parts import as_kernels
 from ppl.inference.starting import (
     TRIES,
     drawn_start,
     finite,
     given_starts,
     require_finite,
-    require_kernel,
 )
 from ppl.inference.trace_kernel import FlatKernel, Time, TraceKernel
 from ppl.program import Loop, Program, require_program
@@ -65,7 +65,8 @@ def mcmc(
         keep: addresses whose draws are kept; None for all.
 
     Returns:
-        A program of `Chains`, for `ppl.run`.
+        A program of `Chains`, for `ppl.run`. Of its `stats`, "lp" is the log joint density of the
+        draw; with NUTS on all latents that of its unconstrained coordinates, Jacobian included.
 
     Raises:
         ArgumentError: a number is not a positive integer, or the kernel is not one.
@@ -78,7 +79,7 @@ def mcmc(
     warmup = count("mcmc", "num_warmup", num_warmup, 0)
     chains = count("mcmc", "num_chains", num_chains)
     thin = count("mcmc", "thin", thin)
-    require_kernel("mcmc", kernel, isinstance(kernel, Kernel))
+    (kernel,) = as_kernels("mcmc", kernel)
     if not program.latents:
         raise UnsupportedError(
             message(
@@ -106,7 +107,7 @@ class Setting:
     """The arguments of `mcmc`, of which arrays are data."""
 
     program: Program
-    kernel: Kernel
+    kernel: TraceKernel
     starts: dict[str, Any] | None
     num_chains: int = dataclasses.field(metadata={"static": True})
     num_warmup: int = dataclasses.field(metadata={"static": True})
@@ -143,12 +144,12 @@ def _finish(state: Any, kept: Any, setting: Setting) -> Chains:
     return Chains(draws, stats, state, program, program.latents, present)
 
 
-def _tuned(kernel: Kernel, memory: PyTree, axis: int) -> Kernel:
-    """Give the kernel with the settings of one chain, the median one by its first setting."""
-    leaves = jax.tree.leaves(memory)
-    if not isinstance(kernel, TraceKernel) or not leaves:
+def _tuned(kernel: TraceKernel, memory: PyTree, axis: int) -> TraceKernel:
+    """Give the kernel with the settings of one chain, the median one by its first real setting."""
+    reals = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not reals:
         return kernel
-    first = np.moveaxis(np.asarray(leaves[0], float), axis, 0)
+    first = np.moveaxis(np.asarray(reals[0]), axis, 0)
     order = np.argsort(first.reshape(len(first), -1).mean(1))
     chain = order[len(order) // 2]
     return kernel.tuned(jax.tree.map(lambda x: jnp.take(x, chain, axis), memory))
@@ -248,7 +249,7 @@ def _moves_init(setting: Setting) -> _Moves:
     def one(given: Any) -> _Moves:
         choices = given if setting.starts is not None else _start(program)
         trace = trace_of(program, choices)
-        memory = setting.kernel.start(trace) if isinstance(setting.kernel, TraceKernel) else ()
+        memory = setting.kernel.start(trace)
         ok = jnp.isfinite(trace.log_density)
         return _Moves(trace.choices, memory, jnp.zeros((), int), ok)
 
@@ -280,13 +281,10 @@ def _moves_step(state: _Moves, setting: Setting) -> tuple[_Moves, Any]:
     def one(state: _Moves) -> tuple[_Moves, Any]:
         trace = trace_of(setting.program, state.choices)
         time = Time(state.index, setting.num_warmup)
-        if isinstance(setting.kernel, TraceKernel):
-            after, memory, stats = setting.kernel.step(trace, state.memory, time)
-        else:
-            after, memory, stats = setting.kernel(trace), (), {}
+        after, memory, stats = setting.kernel.step(trace, state.memory, time)
         same = {a: after.choices[a].astype(x.dtype) for a, x in state.choices.items()}
         memory = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state.memory, memory)
-        out = same, {"lp": after.log_density, **stats}
+        out = same, {**stats, "lp": after.log_density}
         return _Moves(same, memory, state.index + 1, state.ok), out
 
     return jax.vmap(one)(state)

@@ -17,9 +17,10 @@ from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
+from ppl.inference.metric import LowRank, Metric
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, as_addresses
 from ppl.inference.trajectory import Noise, Trajectory, grow, rest
-from ppl.inference.warmup import LowRank, Metric, Packed, Warmup
+from ppl.inference.warmup import Packed, Warmup
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
@@ -153,23 +154,26 @@ class Nuts(FlatKernel):
         """Make a move; adapt while the time is that of warmup."""
         self._require_step_size(time.warmup)
         space = coordinates("nuts", trace, self.addresses)
-        after, end = self._moved_from(space, memory.step_size, memory.inverse_mass)
+        adapts = time.index < time.warmup
+        step_size = jnp.where(adapts, memory.step_size, self._settled(memory))
+        after, end = self._moved_from(space, step_size, memory.inverse_mass)
         n, here = end.numbers, end.here
         stats = _stats(
-            here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
-            memory.step_size,
+            here.log_energy, n.status, n.num_steps, n.depth, n.acceptance, step_size
         )  # fmt: skip
         if time.warmup:
             learned = self._learned(memory, time.index, time.warmup, end)
-            adapts = time.index < time.warmup
             memory = jax.tree.map(lambda a, b: jnp.where(adapts, a, b), learned, memory)
         return Step(after, memory, stats)
 
     def tuned(self, memory: PyTree) -> Nuts:
         """Give the kernel with the settings that were adapted."""
-        return dataclasses.replace(
-            self, step_size=memory.step_size, inverse_mass=memory.inverse_mass
-        )
+        step_size, mass = self._settled(memory), memory.inverse_mass
+        return dataclasses.replace(self, step_size=step_size, inverse_mass=mass)
+
+    def _settled(self, memory: Warmup) -> Any:
+        """Give the step size of a chain after its warmup, whichever was its last move there."""
+        return memory.step_size if self.step_size is not None else jnp.exp(memory.mean_log_step)
 
     def _moved_from(
         self, space: Coordinates, step_size: Any, mass: Any
@@ -269,7 +273,8 @@ class Nuts(FlatKernel):
     def flat_stats(out: Any) -> tuple[Any, dict[str, Any]]:
         """Read an output of the flat loop: positions and statistics, chains first."""
         position, told = out
-        return position, _stats(*jnp.moveaxis(told, -1, 0))
+        log_density, *others = jnp.moveaxis(told, -1, 0)
+        return position, {"lp": log_density, **_stats(*others)}
 
     def _warmup(self, place: Any) -> Warmup:
         chains = place.shape[2:]
@@ -303,7 +308,6 @@ def noise(momentum: Any, coins: Any) -> Noise:
 
 
 def _stats(
-    log_density: Any,
     log_energy: Any,
     status: Any,
     num_steps: Any,
@@ -312,7 +316,6 @@ def _stats(
     step_size: Any,
 ) -> dict[str, Any]:
     return {
-        "lp": log_density,
         "energy": -log_energy,
         "diverging": status == 2,
         "n_steps": num_steps.astype(int),

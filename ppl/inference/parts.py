@@ -17,10 +17,10 @@ def as_kernels(operation: str, *kernels: Any) -> tuple[TraceKernel, ...]:
         if not isinstance(kernel, Kernel):
             raise ArgumentError(
                 message(
-                    f"{operation} got {type(kernel).__name__ if kernels else 'nothing'}",
+                    f"{operation} got {f'the kernel {kernel!r}' if kernels else 'nothing'}",
                     needs="kernels from a trace to a trace",
-                    fix="a function under @ppl.kernel, or one of ppl.kernels, such as "
-                    "ppl.kernels.gibbs()",
+                    fix="a function under @ppl.kernel, or a call of one of ppl.kernels, such as "
+                    "ppl.kernels.nuts()",
                 )
             )
     return tuple(k if isinstance(k, TraceKernel) else Plain(k) for k in kernels)

@@ -20,7 +20,6 @@ p and q are the "weights" of the two runs, once the draws of the move are divide
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,11 +27,9 @@ import jax.numpy as jnp
 
 from ppl import distributions as dist
 from ppl._types import pytree, static
-from ppl.context import current_context
 from ppl.errors import UnsupportedError, at, check_addresses, message, named_keywords
-from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses, over
-from ppl.interpreter import Frame, Interpreter, evaluate
-from ppl.primitives import Site, log_prob, sample_p, value_of, with_operand
+from ppl.inference.redrawing import Elements, Given, rerun
+from ppl.inference.trace_kernel import TraceKernel, accepted, as_addresses
 from ppl.program import Program
 from ppl.semantics.kernel import choose
 from ppl.semantics.weighted import Trace
@@ -98,12 +95,12 @@ def propose(trace: Trace, addresses: Sequence[str] | None = None) -> Proposal:
     program = trace._known_program("single_site")
     names = tuple(trace.choices) if addresses is None else tuple(addresses)
     drawn = _drawn(program, names)
-    old = _run(_Reading(), program, trace.choices)
+    old = rerun("single_site", program, {a: Given(x) for a, x in trace.choices.items()})
     chosen = _chosen(old, names)
     keep = {a: x & ~chosen[a] if a in chosen else x for a, x in old.exists.items()}
-    given = {a: _Kept(trace.choices[a], keep[a]) for a in keep}
+    given = {a: Given(trace.choices[a], x if a in drawn else None) for a, x in keep.items()}
     with scope("redraw"):
-        new = _run(_Redrawing(current_context().prefix, drawn), program, given)
+        new = rerun("single_site", program, given)
     forth = {a: new.exists[a] & ~keep[a] for a in drawn}
     back = {a: old.exists[a] & ~(keep[a] & new.exists[a]) for a in drawn}
     moved = trace.with_choices(new.choices)
@@ -142,7 +139,7 @@ def _drawn(program: Program, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(s.address for s in sites if s.kind == "latent")
 
 
-def _chosen(run: _Run, names: tuple[str, ...]) -> dict[str, Any]:
+def _chosen(run: Elements, names: tuple[str, ...]) -> dict[str, Any]:
     """Choose one of the elements that exist, uniformly; none if there is none."""
     flat = jnp.concatenate([run.exists[a].reshape(-1) for a in names])
     probs = jnp.where(jnp.any(flat), flat / jnp.maximum(jnp.sum(flat), 1), 1 / flat.size)
@@ -154,87 +151,3 @@ def _chosen(run: _Run, names: tuple[str, ...]) -> dict[str, Any]:
         chosen[address] = flags & (here == index)
         start += flags.size
     return chosen
-
-
-# --- Runs, element by element -------------------------------------------------------------------
-
-
-class _Element(NamedTuple):
-    """At one address: the value, and elementwise the log density of drawing it."""
-
-    value: Any
-    log_density: Any
-
-
-class _Kept(NamedTuple):
-    """At one address: the old value, and elementwise whether it is kept."""
-
-    value: Any
-    keep: Any
-
-
-class _Reading(Interpreter):
-    """Note what drawing the given values would have had for density."""
-
-    name = "single_site"
-    unbounded = False
-
-    def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
-        if site.kind != "latent":
-            return value_of(site, leaves)
-        plain, bare = with_operand(site, leaves, "scale", None, mapped=False)
-        value = self.latent(frame, plain, bare)
-        frame.record(site, leaves, _Element(value, log_prob(plain, bare, value)))
-        return value
-
-    def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
-        return frame.given[site.address]
-
-    def score(self, frame: Frame, site: Site, leaves: list[Any]) -> None:
-        """The density is that of the new trace, which is computed from its choices."""
-
-
-class _Redrawing(_Reading):
-    """Keep given elements, draw the others; note values and the density that drawing has."""
-
-    def __init__(self, prefix: str, drawn: tuple[str, ...]):
-        self.prefix, self.drawn = prefix, drawn
-
-    def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
-        old, keep = frame.given[site.address]
-        if site.address not in self.drawn:
-            return old
-        renamed = dataclasses.replace(site, address=self.prefix + site.address)
-        drawn = sample_p.bind(*leaves, site=renamed)[0]
-        return jnp.where(over(keep, drawn), old, drawn)
-
-
-class _Run(NamedTuple):
-    """The elements of a run by address: values, densities of drawing them, which exist."""
-
-    choices: dict[str, Any]
-    log_density: dict[str, Any]
-    exists: dict[str, Any]
-
-    def size(self, names: tuple[str, ...]) -> Any:
-        """The number of elements that exist."""
-        return sum(jnp.sum(self.exists[a]) for a in names)
-
-    def total(self, flags: dict[str, Any]) -> Any:
-        """The log density of drawing the elements where the flags hold."""
-        parts = (jnp.where(f, self.log_density[a], 0.0) for a, f in flags.items())
-        return sum(jnp.sum(x) for x in parts)
-
-
-def _run(interpreter: Interpreter, program: Program, given: dict[str, Any]) -> _Run:
-    s = program.structure
-    records = evaluate(interpreter, s.jaxpr, program.consts, program.args, given=given).records
-    choices, density, exists = {}, {}, {}
-    for address, (element, present) in records.items():
-        density[address] = element.log_density
-        flag = jnp.ones((), bool) if present is None else present
-        shape = element.log_density.shape
-        exists[address] = jnp.broadcast_to(over(flag, element.log_density), shape)
-        there = over(exists[address], element.value)
-        choices[address] = jnp.where(there, element.value, 0).astype(element.value.dtype)
-    return _Run(choices, density, exists)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl import _jax
 from ppl import distributions as dist
-from ppl.errors import ArgumentError, InitializationError, at, message
+from ppl.errors import InitializationError, at, message
 from ppl.program import Program
 from ppl.semantics.density import joint, match_choices
 from ppl.semantics.unconstrained import Unconstrained
@@ -116,15 +116,3 @@ def require_finite(
             fix="ppl.mcmc(..., init={address: value}) near plausible values, or mend the model",
         )
     )
-
-
-def require_kernel(operation: str, kernel: Any, fine: bool) -> None:
-    """Raise `ArgumentError` if what should be a kernel is none."""
-    if not fine:
-        raise ArgumentError(
-            message(
-                f"{operation} got the kernel {kernel!r}",
-                needs="a kernel object",
-                fix="ppl.mcmc(program, ppl.kernels.nuts())",
-            )
-        )

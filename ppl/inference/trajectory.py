@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.warmup import kinetic, velocity
-from ppl.inference.warmup import momentum as fresh_momentum
+from ppl.inference.metric import kinetic, velocity
+from ppl.inference.metric import momentum as fresh_momentum
 
 #: A leaf whose energy is off by more than this is called divergent, as in Stan.
 MAX_ENERGY_ERROR = 1000.0
@@ -197,7 +197,8 @@ def grow(
     crossing = jnp.where(leaf == 0, turns[-1], n.crossing > 0)
 
     # The choice among the leaves of the new half, and between the halves.
-    log_ratio = jnp.where(jnp.isnan(energy), -jnp.inf, energy - n.log_energy)
+    # A leaf whose energy is no finite number is no place to go to, a density of +inf neither.
+    log_ratio = jnp.where(jnp.isfinite(energy), energy - n.log_energy, -jnp.inf)
     diverging = log_ratio < -MAX_ENERGY_ERROR
     new_log_weight = jnp.logaddexp(n.new_log_weight, log_ratio)
     total = jnp.logaddexp(n.log_weight, new_log_weight)

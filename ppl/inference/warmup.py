@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ppl.inference.metric import LowRank, Metric
+
 #: Dual averaging: how fast old errors are forgotten, and how strongly they pull.
 _FORGET, _PULL, _DELAY = 0.75, 0.05, 10.0
 #: The parts of the warmup after which windows are long, and after which the metric is fixed.
@@ -21,51 +23,6 @@ _SHORT, _LONG = 10, 80
 _FIRST_RANGE, _RANGE = (1e-8, 1e2), (1e-20, 1e20)
 #: The step size that warmup starts from; the metric has made it a pure number.
 FIRST_STEP = 0.5
-
-
-class LowRank(NamedTuple):
-    """The metric D^1/2 (I + U (S - I) U') D^1/2: variances, but for some directions.
-
-    `variance` is the diagonal of D, `directions` are the orthonormal columns of U, in coordinates
-    that D has scaled, and `stretch` is the diagonal of S.
-    """
-
-    variance: Float[Array, "size ..."]
-    directions: Float[Array, "size rank ..."]
-    stretch: Float[Array, "rank ..."]
-
-    def power(self, exponent: float, x: Any) -> Any:
-        """Apply a power of I + U (S - I) U'."""
-        spec = "dr...,dk...->rk..." if x.ndim >= self.directions.ndim else "dr...,d...->r..."
-        along = jnp.einsum(spec, self.directions, x)
-        factor = self.stretch**exponent - 1
-        along = along * (factor[:, None] if along.ndim > factor.ndim else factor)
-        spec = "dr...,rk...->dk..." if x.ndim >= self.directions.ndim else "dr...,r...->d..."
-        return x + jnp.einsum(spec, self.directions, along)
-
-
-Metric = Array | LowRank
-
-
-def velocity(inverse_mass: Metric, momentum: Any) -> Any:
-    """Give the velocity of a momentum, or of one for each row of a second axis."""
-    if isinstance(inverse_mass, LowRank):
-        root = jnp.sqrt(inverse_mass.variance)
-        return velocity(root, inverse_mass.power(1.0, velocity(root, momentum)))
-    wide = momentum.ndim > inverse_mass.ndim
-    return (inverse_mass[:, None] if wide else inverse_mass) * momentum
-
-
-def momentum(inverse_mass: Metric, noise: Any) -> Any:
-    """Give standard normal noise the covariance of the mass."""
-    if isinstance(inverse_mass, LowRank):
-        return velocity(jax.lax.rsqrt(inverse_mass.variance), inverse_mass.power(-0.5, noise))
-    return noise * jax.lax.rsqrt(inverse_mass)
-
-
-def kinetic(inverse_mass: Any, momentum: Any) -> Any:
-    """Give the kinetic energy."""
-    return 0.5 * jnp.sum(momentum * velocity(inverse_mass, momentum), 0)
 
 
 class Moments(NamedTuple):
@@ -97,7 +54,9 @@ class Warmup(NamedTuple):
     `inverse_mass` is the diagonal metric that minimises the Fisher divergence between a normal
     distribution and the draws: sqrt(variance of draws / variance of gradients). It is refitted at
     every draw, to those of a window that is dropped for a younger one from time to time. For a
-    metric of low rank, `recent` are the last draws and their gradients.
+    metric of low rank, `recent` are the last draws and their gradients. `seen` counts the draws
+    that the metric was fitted to, `settled` tells that it is fixed: a part of a mixture makes only
+    some of a chain's moves, and must not wait for one of a certain number.
     """
 
     step_size: Array
@@ -107,6 +66,8 @@ class Warmup(NamedTuple):
     error: Array
     centre: Array
     updates: Array
+    seen: Array
+    settled: Array
     old: Moments
     young: Moments
     recent: Float[Array, "2 window size ..."] | None = None
@@ -115,7 +76,7 @@ class Warmup(NamedTuple):
 class Packed(NamedTuple):
     """What a chain has learned, in three arrays, as a loop carries it: each costs it a copy."""
 
-    numbers: Float[Array, "8 ..."]
+    numbers: Float[Array, "10 ..."]
     inverse_mass: Metric
     moments: Float[Array, "4 2 size ..."]
     recent: Float[Array, "2 window size ..."] | None
@@ -131,7 +92,7 @@ class Packed(NamedTuple):
         old, young = known.old, known.young
         scalars = (
             known.step_size, known.log_step, known.mean_log_step, known.error, known.centre,
-            known.updates, old.number, young.number,
+            known.updates, known.seen, known.settled, old.number, young.number,
         )  # fmt: skip
         moments = jnp.stack([old.mean, old.squares, young.mean, young.squares])
         return cls(jnp.stack(scalars), known.inverse_mass, moments, known.recent)
@@ -139,11 +100,12 @@ class Packed(NamedTuple):
     @property
     def known(self) -> Warmup:
         """Unpack."""
-        step, log_step, mean, error, centre, updates, old, young = self.numbers
+        step, log_step, mean, error, centre, updates, seen, settled, old, young = self.numbers
         m = self.moments
         windows = Moments(old, m[0], m[1]), Moments(young, m[2], m[3])
         return Warmup(
-            step, self.inverse_mass, log_step, mean, error, centre, updates, *windows, self.recent
+            step, self.inverse_mass, log_step, mean, error, centre, updates, seen, settled,
+            *windows, self.recent,
         )  # fmt: skip
 
 
@@ -184,7 +146,7 @@ def start(
         inverse_mass = LowRank(inverse_mass, unit, jnp.ones((rank, *chains), kind))
         recent = jnp.zeros((2, _LONG, *position.shape), kind)
     return Warmup(
-        step, inverse_mass, log, log, zero, centre, zero, nothing, nothing, recent
+        step, inverse_mass, log, log, zero, centre, zero, zero, zero, nothing, nothing, recent
     )  # fmt: skip
 
 
@@ -221,8 +183,9 @@ def update(
         known = _refitted(known, index, num_warmup, place, counts)
     if step_size:
         # In the last part the metric is fixed: the average step belongs to it alone.
-        again = index == int(_FIXED * num_warmup)
-        known = _stepped(known, again, acceptance, target)
+        settled = index >= int(_FIXED * num_warmup)
+        known = _stepped(known, settled & (known.settled == 0), acceptance, target)
+        known = known._replace(settled=jnp.where(settled, 1.0, known.settled))
         last = index + 1 == num_warmup
         step = jnp.where(last, known.mean_log_step, known.log_step)
         known = known._replace(step_size=jnp.exp(step))
@@ -247,13 +210,16 @@ def _refitted(known: Warmup, index: Any, num_warmup: int, place: Any, counts: An
     if low:
         assert recent is not None
         slots = jnp.arange(_LONG).reshape(-1, *[1] * place[0].ndim)
-        here = (slots == index % _LONG) & learning
+        here = (slots == known.seen % _LONG) & learning
         recent = jnp.where(here, place[:, None], recent)
-        again = learning & ((index + 1) % (_LONG // 2) == 0) & (index + 1 >= _LONG)
+        seen = known.seen + learning
+        again = learning & (seen % (_LONG // 2) == 0) & (seen >= _LONG)
         metric = _fitted(metric._replace(variance=variance), recent, again)
     else:
         metric = variance
-    return known._replace(old=old, young=young, inverse_mass=metric, recent=recent)
+    return known._replace(
+        old=old, young=young, inverse_mass=metric, recent=recent, seen=known.seen + learning
+    )
 
 
 def _fitted(metric: LowRank, recent: Any, again: Any) -> LowRank:

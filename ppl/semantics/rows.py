@@ -69,20 +69,17 @@ class Rows:
             lane = lane[kept]
             self.pieces.append(_Piece(row, lane, [x[step, lane] for x in leaves]))
 
-    def take(self, start: int, stop: int) -> Any:
-        """Give rows start to stop, of shape (row, *) or (row, lane, *)."""
+    def take(self, length: int) -> Any:
+        """Give the first rows, of shape (row, *) or (row, lane, *)."""
         lanes = () if self.pieces[0].lane is None else (len(self.made),)
-        outs = [
-            np.empty((stop - start, *lanes, *x.shape[1:]), x.dtype) for x in self.pieces[0].leaves
-        ]
+        outs = [np.empty((length, *lanes, *x.shape[1:]), x.dtype) for x in self.pieces[0].leaves]
         for piece in self.pieces:
-            inside = (piece.number >= start) & (piece.number < stop)
-            if inside.any():
-                place: Any = piece.number[inside] - start
-                if piece.lane is not None:
-                    place = place, piece.lane[inside]
-                for out, x in zip(outs, piece.leaves, strict=True):
-                    out[place] = x[inside]
+            inside = piece.number < length
+            place: Any = piece.number[inside]
+            if piece.lane is not None:
+                place = place, piece.lane[inside]
+            for out, x in zip(outs, piece.leaves, strict=True):
+                out[place] = x[inside]
         return jax.tree.unflatten(self.tree, outs)
 
     def unsaved(self) -> dict[str, Any]:

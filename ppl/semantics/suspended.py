@@ -44,7 +44,7 @@ def loop_program(name: str, loop: Loop, *args: Any) -> Program:
 
 
 def _whole(loop: Loop, *args: Any) -> Any:
-    """The loop as one program; under one key it draws what `drive` draws in one part."""
+    """The loop as one program; under one key it draws what `drive` draws."""
     state = loop.init(*args)
     if loop.ahead is None:
         state, outs = jax.lax.scan(lambda s, _: loop.step(s, *args), state, length=loop.length)
@@ -193,10 +193,7 @@ class Underway:
 
     def value(self, length: int) -> Any:
         """Give the value after a number of rows."""
-        chunks = range(0, length, CHUNK)
-        kept = [self.lanes.emitted(start, min(start + CHUNK, length)) for start in chunks]
-        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *kept)
-        found = self.loop.finish(self.lanes.gathered, joined, *self.args)
+        found = self.loop.finish(self.lanes.gathered, self.lanes.emitted(length), *self.args)
         return self.loop.hand(found, self, *self.args) if self.loop.hand else found
 
 
@@ -281,14 +278,16 @@ class _Lanes:
             return left
         return max(16, int(1.05 * left * self.steps / max(self.rows.least, 1)) + 1)
 
-    def emitted(self, start: int, stop: int) -> Any:
-        """Bring rows into their final form, always as many at a time."""
-        rows = self.rows.take(start, stop)
-        padded = jax.tree.map(
-            lambda x: np.concatenate([x, np.repeat(x[-1:], CHUNK - len(x), 0)]), rows
-        )
-        outs = _emit(self.interpret, self.emit, padded)
-        return jax.tree.map(lambda x: np.asarray(x)[: stop - start], self.gather(outs))
+    def emitted(self, length: int) -> Any:
+        """Bring the first rows into their final form, always as many at a time."""
+        rows = self.rows.take(length)
+
+        def chunk(start: int) -> Any:
+            some = jax.tree.map(lambda x: _padded(x[start : start + CHUNK]), rows)
+            outs = self.gather(_emit(self.interpret, self.emit, some))
+            return jax.tree.map(lambda x: np.asarray(x)[: length - start], outs)
+
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *map(chunk, range(0, length, CHUNK)))
 
     def unsaved(self) -> dict[str, Any]:
         """Give the state, and the rows that are not on disk."""
@@ -304,6 +303,10 @@ class _Lanes:
         self.steps = int(saved[-1]["steps"])
         for piece in saved:
             self.rows.restore(piece["rows"], jax.tree.structure(self.row))
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows, np.repeat(rows[-1:], CHUNK - len(rows), 0)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,11 +169,10 @@ def test_a_jit_around_run_draws_the_same(x64):
     y = NORMAL_DATA.astype(np.float64)
 
     def draw(y, key):
-        return ppl.run(ppl.mcmc(normal_normal(y), kernel, 6, 6, 1), key)
+        return ppl.run(ppl.mcmc(normal_normal(y), kernel, 6, 6, 2), key)
 
     outside = draw(y, jax.random.key(4))
     inside = jax.jit(draw)(y, jax.random.key(4))
-    # Of several chains the host runs some at a time, under keys of their own.
     # Two compilations of one computation: equal up to rounding over a dozen short trajectories.
     np.testing.assert_allclose(inside.draws["mu"], outside.draws["mu"], rtol=1e-9)
     np.testing.assert_array_equal(inside.stats["n_steps"], outside.stats["n_steps"])

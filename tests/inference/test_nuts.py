@@ -8,6 +8,7 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, UnsupportedError
+from ppl.inference import metric as metric_of
 from ppl.inference import warmup
 from ppl.inference.trajectory import Noise, grow, rest
 from ppl.results.diagnostics import mcse
@@ -132,26 +133,40 @@ def test_the_trees_of_the_test_are_of_many_kinds(x64):
     assert {1, 2, 3, 4, 5} <= depths
 
 
-def test_the_tree_is_as_likely_from_each_of_its_states(x64):
+def test_the_tree_is_as_likely_from_each_of_its_states():
     """From every state of a tree there is one way to build it: the reason why NUTS is correct."""
-    rng = np.random.default_rng(5)
+    rng, seen = np.random.default_rng(5), 0
     for _ in range(12):
-        z, p, eps = (
-            rng.normal(size=2) * SCALE,
-            rng.normal(size=2) / np.sqrt(MASS),
-            rng.uniform(0.1, 0.5),
-        )
-        leaves, depth = plain(z, p, eps, rng.choice([-1, 1], size=8), 6)
-        if not 2 <= depth < 6:
-            continue
+        z, p = rng.normal(size=2) * SCALE, rng.normal(size=2) / np.sqrt(MASS)
+        eps, directions = rng.uniform(0.1, 0.5), rng.choice([-1, 1], size=8)
+        leaves, depth = plain(z, p, eps, directions, 6)
+        seen += len(leaves)
         for place, leaf in enumerate(leaves):
-            # The directions that lead from this leaf to the same tree are the digits of its place.
+            # The directions that lead from this leaf to the same tree are the digits of its place;
+            # then the tree goes on, or does not, as it did.
             ways = [1 if (place >> k) % 2 == 0 else -1 for k in range(depth)]
-            again, found = plain(*leaf, eps, [*ways, 1, 1, 1], 6)
-            assert found >= depth
-            if found == depth:
-                np.testing.assert_allclose(again[0][0], leaves[0][0], atol=1e-6)
-                np.testing.assert_allclose(again[-1][0], leaves[-1][0], atol=1e-6)
+            again, found = plain(*leaf, eps, [*ways, *directions[depth:]], 6)
+            assert found == depth
+            np.testing.assert_allclose(again[0][0], leaves[0][0], atol=1e-6)
+            np.testing.assert_allclose(again[-1][0], leaves[-1][0], atol=1e-6)
+    assert seen > 60
+
+
+def test_no_leaf_of_infinite_density_is_chosen(x64):
+    """Not even by way of the candidate that an earlier trajectory has left behind."""
+
+    def walled(z):
+        value, slope = gradient(z)
+        return jnp.where(z[0] > 0.5, jnp.inf, value), slope
+
+    z = jnp.array([0.4, 0.1])
+    here, slope = gradient(z)
+    old = rest(z, slope, here, 6)
+    old = old._replace(candidate=rest(z - 1, slope, here, 6).candidate)
+    noise = Noise(jnp.array([5.0, 0.0]), jnp.ones(2), jnp.log(jnp.array([0.5, 0.5])))
+    end = grow(walled, old, 0.2, jnp.asarray(MASS), noise)
+    assert end.numbers.status == 2  # a divergence, which ends it
+    np.testing.assert_array_equal(end.here.position, z)
 
 
 # --- Chains -------------------------------------------------------------------------------------
@@ -220,6 +235,39 @@ def test_the_kernel_on_traces_leaves_the_measure_invariant():
     kernel = ppl.kernels.nuts(step_size=0.6, inverse_mass=jnp.array([1.0, 1.0, 60.0]))
     report = ppl.check.invariant(kernel, normal())
     assert report.passed, report
+
+
+@ppl.model
+def mixed():
+    k = ppl.sample("k", dist.Bernoulli(0.4))
+    return ppl.sample("x", dist.LogNormal(1.0 * k, 0.5))
+
+
+def test_stats_of_a_composition_are_those_of_the_draw():
+    kernel = ppl.kernels.cycle(ppl.kernels.nuts(addresses=["x"]), ppl.kernels.gibbs())
+    program = ppl.mcmc(mixed(), kernel, num_samples=50, num_warmup=50, num_chains=2)
+    chains = ppl.run(program, 0, progress=False)
+    choices = {"k": chains["k"].reshape(-1), "x": chains["x"].reshape(-1)}
+    density = jax.vmap(lambda c: ppl.log_density(mixed(), c))(choices)
+    np.testing.assert_allclose(np.ravel(chains.stats["lp"]), density, rtol=1e-5)
+
+
+def test_a_part_of_a_mixture_adapts_by_its_own_moves():
+    """Whichever of the moves are its own: its step is the average, and is fixed after warmup."""
+    parts = ppl.kernels.nuts(addresses=["x"]), ppl.kernels.gibbs()
+    kernel = ppl.kernels.mixture(*parts, weights=jnp.array([0.3, 0.7]))
+    for seed in range(3):
+        program = ppl.mcmc(mixed(), kernel, num_samples=200, num_warmup=200, num_chains=2)
+        chains = ppl.run(program, seed, progress=False)
+        sizes, rates = (np.asarray(chains.stats[n]) for n in ("step_size", "acceptance_rate"))
+        memory = chains.state.memory[0]
+        for chain in range(2):
+            own = np.isfinite(sizes[chain])
+            assert 20 < own.sum() < 120
+            expected = np.exp(np.asarray(memory.mean_log_step)[chain])
+            np.testing.assert_allclose(sizes[chain][own], expected, rtol=1e-6)
+            assert rates[chain][own].mean() > 0.5
+        assert np.all(np.asarray(memory.updates) < 30)  # of 200 moves the last 30 average
 
 
 def test_addresses_move_and_the_rest_is_held():
@@ -314,12 +362,12 @@ def low_rank(rank):
     draws = np.random.default_rng(3).normal(size=(80, 4)) @ root.T
     slopes = -draws @ np.linalg.inv(COVARIANCE)
     variance = jnp.sqrt(jnp.asarray(draws.var(0) / slopes.var(0)))
-    plain = warmup.LowRank(variance, jnp.eye(4, rank), jnp.ones(rank))
+    plain = metric_of.LowRank(variance, jnp.eye(4, rank), jnp.ones(rank))
     return warmup._fitted(plain, jnp.asarray(np.stack([draws, slopes])), jnp.asarray(True))
 
 
 def matrix(metric):
-    return np.asarray(warmup.velocity(metric, jnp.eye(4)))
+    return np.asarray(metric_of.velocity(metric, jnp.eye(4)))
 
 
 def test_a_metric_of_full_rank_is_the_covariance(x64, monkeypatch):
@@ -333,13 +381,32 @@ def test_a_metric_of_full_rank_is_the_covariance(x64, monkeypatch):
     )
 
 
+def test_a_metric_is_fitted_to_draws_of_ones_own_moves(x64, monkeypatch):
+    """A chain that makes every other move has as many recent draws, and no gaps among them."""
+    monkeypatch.setattr(warmup, "_GUESSES", (0.0, 0.0))
+    root, precision = np.linalg.cholesky(COVARIANCE), np.linalg.inv(COVARIANCE)
+    draws = np.random.default_rng(4).normal(size=(200, 4)) @ root.T
+    # A mean, so that a place of zeros would be told from a draw.
+    places = jnp.asarray(np.stack([draws + 3.0, -draws @ precision], axis=1))
+    known = warmup.start(places[0], 0.5, None, low_rank=4)
+
+    def learn(known, x):
+        index, place = x
+        return warmup.update(known, index, 1000, place, 0.8, True, 0.8, step_size=False), None
+
+    end, _ = jax.lax.scan(learn, known, (2 * jnp.arange(200), places))
+    np.testing.assert_allclose(matrix(end.inverse_mass), COVARIANCE, rtol=1e-7, atol=1e-7)
+
+
 def test_momenta_have_the_covariance_of_the_mass(x64):
     metric = low_rank(3)
-    root = np.asarray(warmup.momentum(metric, jnp.eye(4)))  # of noise that is a basis
+    root = np.asarray(metric_of.momentum(metric, jnp.eye(4)))  # of noise that is a basis
     np.testing.assert_allclose(root @ root.T, np.linalg.inv(matrix(metric)), rtol=1e-9, atol=1e-9)
     x = jnp.asarray(np.random.default_rng(0).normal(size=4))
-    np.testing.assert_allclose(warmup.velocity(metric, x), matrix(metric) @ x, rtol=1e-9)
-    np.testing.assert_allclose(warmup.kinetic(metric, x), 0.5 * x @ matrix(metric) @ x, rtol=1e-9)
+    np.testing.assert_allclose(metric_of.velocity(metric, x), matrix(metric) @ x, rtol=1e-9)
+    np.testing.assert_allclose(
+        metric_of.kinetic(metric, x), 0.5 * x @ matrix(metric) @ x, rtol=1e-9
+    )
 
 
 def test_low_rank_shortens_the_trajectories_of_correlated_posteriors():
