@@ -1,5 +1,7 @@
 """NUTS against BlackJAX, NumPyro and nutpie: effective draws per second, cold and warm.
 
+Where chains are many (`--chains 1024`), the side "ppl chees" is `ppl.kernels.chees`.
+
 `python -m benchmarks.mcmc [--models ...] [--sides ...] [--chains 4 1024] [--rounds 3]` runs all
 sides in one process, by turns, on the default device, and prints, for each posterior of
 `benchmarks.mcmc_models`: seconds of the first run, making and compiling everything included; of
@@ -15,6 +17,7 @@ installed: `python -m pip install blackjax "nutpie[pymc]"`.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import time
@@ -31,28 +34,35 @@ from benchmarks.timing import human, table
 from ppl.results import diagnostics
 
 
-def our_sampler(name: str, budget: Budget) -> Sampler:
-    """Make `ppl.mcmc` with NUTS, as its users do."""
+def our_sampler(name: str, budget: Budget, kernel: Any = ppl.kernels.nuts) -> Sampler:
+    """Make `ppl.mcmc` with NUTS, as its users do, or with another kernel."""
     program = POSTERIORS[name].program()
-    nuts = ppl.mcmc(
+    mcmc = ppl.mcmc(
         program,
-        ppl.kernels.nuts(),
+        kernel(),
         num_samples=budget.samples,
         num_warmup=budget.warmup,
         num_chains=budget.chains,
     )
 
     def sample(seed: int) -> Draws:
-        chains = ppl.run(nuts, seed)
+        chains = ppl.run(mcmc, seed)
         values = flat({a: chains[a] for a in program.latents})
         return Draws(values, float(np.mean(chains.stats["n_steps"])))
 
     return sample
 
 
-SIDES = {"ppl": our_sampler, **PEERS}
+SIDES = {
+    "ppl": our_sampler,
+    "ppl chees": functools.partial(our_sampler, kernel=ppl.kernels.chees),
+    **PEERS,
+}
+OURS = "ppl", "ppl chees"
+MANY = 64  # chains, which `chees` is made for
 NEEDS: dict[str, tuple[str, ...]] = {
     "ppl": (),
+    "ppl chees": (),
     "NumPyro": ("numpyro",),
     "BlackJAX": ("blackjax",),
     "nutpie": ("nutpie", "pymc"),
@@ -107,13 +117,13 @@ def spread(values: np.ndarray, form: str = ".3g") -> str:
 
 def lines(name: str, chains: int, found: dict[str, Result]) -> list[list[str]]:
     """Lay out the results of one posterior."""
-    speed = {side: np.median(r.rates) for side, r in found.items() if side != "ppl"}
+    speed = {side: np.median(r.rates) for side, r in found.items() if side not in OURS}
     best = max(speed, key=lambda side: speed[side], default="")
     out = []
     for side, r in found.items():
         ratio = spread(found["ppl"].rates / r.rates, ".2f") if "ppl" in found else ""
         cells = [human(r.cold), spread(r.seconds), spread(r.sizes, ".0f"), spread(r.rates, ".0f")]
-        cells += [f"{r.gradients:.1f}", f"{r.rhat:.3f}", ratio if side != "ppl" else ""]
+        cells += [f"{r.gradients:.1f}", f"{r.rhat:.3f}", ratio if side not in OURS else ""]
         out.append([name, f"{chains}", side + (" *" if side == best else ""), *cells])
     return out
 
@@ -146,7 +156,8 @@ def main() -> None:
     for name in options.models:
         for chains in options.chains:
             budget = Budget(chains, options.warmup, options.samples)
-            found = measure(name, sides, budget, options.rounds)
+            fit = [s for s in sides if s != "ppl chees" or chains >= MANY]
+            found = measure(name, fit, budget, options.rounds)
             print(table(headers, lines(name, chains, found)), flush=True)
             print()
 

@@ -1,6 +1,7 @@
 """The kernels, under the name users know them by: `ppl.kernels`."""
 
 from ppl.inference.blockwise import on
+from ppl.inference.chees import chees
 from ppl.inference.combinators import cycle, mixture, repeat
 from ppl.inference.conditional import conditional_smc
 from ppl.inference.elliptical_slice import elliptical_slice
@@ -17,6 +18,7 @@ from ppl.inference.slice import slice
 
 __all__ = [
     "adapted_random_walk",
+    "chees",
     "conditional_smc",
     "cycle",
     "elliptical_slice",

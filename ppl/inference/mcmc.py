@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import ArrayLike
 
 from ppl import distributions as dist
@@ -24,7 +23,7 @@ from ppl.inference.starting import (
     given_starts,
     require_finite,
 )
-from ppl.inference.trace_kernel import FlatKernel, Time, TraceKernel
+from ppl.inference.trace_kernel import FlatKernel, Time, TraceKernel, typical
 from ppl.program import Loop, Program, require_program
 from ppl.semantics.chains import Chains
 from ppl.semantics.kernel import Kernel
@@ -94,7 +93,8 @@ def mcmc(
     starts = None if init is None else given_starts("mcmc", program, init, chains)
     pieces = _MOVES
     if isinstance(kernel, FlatKernel) and kernel.addresses is None:
-        kernel.check(unconstrain(program), warmup)  # refuses a discrete latent, and names it
+        space = unconstrain(program)  # refuses a discrete latent, and names it
+        kernel.check(space, warmup, chains)
         pieces = dataclasses.replace(_FLAT, done=kernel.flat_done)
     loop = dataclasses.replace(pieces, length=warmup + samples * thin, skip=warmup, thin=thin)
     setting = Setting(program, kernel, starts, chains, warmup, keep)
@@ -144,17 +144,6 @@ def _finish(state: Any, kept: Any, setting: Setting) -> Chains:
     return Chains(draws, stats, state, program, program.latents, present)
 
 
-def _tuned(kernel: TraceKernel, memory: PyTree, axis: int) -> TraceKernel:
-    """Give the kernel with the settings of one chain, the median one by its first real setting."""
-    reals = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
-    if not reals:
-        return kernel
-    first = np.moveaxis(np.asarray(reals[0]), axis, 0)
-    order = np.argsort(first.reshape(len(first), -1).mean(1))
-    chain = order[len(order) // 2]
-    return kernel.tuned(jax.tree.map(lambda x: jnp.take(x, chain, axis), memory))
-
-
 # --- A flat kernel: chains in unconstrained space, many steps a move ----------------------------
 
 
@@ -165,8 +154,7 @@ class _Flat(NamedTuple):
 
 
 def _gradient(setting: Setting) -> Any:
-    density = unconstrain(setting.program).log_density
-    return jax.vmap(jax.value_and_grad(density), in_axes=-1, out_axes=(0, -1))
+    return jax.value_and_grad(unconstrain(setting.program).log_density)
 
 
 def _flat_init(setting: Setting) -> _Flat:
@@ -215,7 +203,8 @@ def _flat_check(flat: _Flat, setting: Setting) -> None:
 
 
 def _flat_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
-    kernel = _tuned(setting.kernel, chains.state.state.warmup.known, -1)
+    kernel: Any = setting.kernel
+    kernel = kernel.flat_tuned(chains.state.state)
     return dataclasses.replace(chains, kernel=kernel, underway=underway)
 
 
@@ -311,7 +300,7 @@ def _moves_check(state: _Moves, setting: Setting) -> None:
 
 
 def _moves_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
-    kernel = _tuned(setting.kernel, chains.state.memory, 0)
+    kernel = typical(setting.kernel, chains.state.memory)
     return dataclasses.replace(chains, kernel=kernel, underway=underway)
 
 

@@ -18,7 +18,7 @@ from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
 from ppl.inference.metric import LowRank, Metric
-from ppl.inference.trace_kernel import FlatKernel, Step, Time, as_addresses
+from ppl.inference.trace_kernel import FlatKernel, Step, Time, TraceKernel, as_addresses, typical
 from ppl.inference.trajectory import Noise, Trajectory, grow, rest
 from ppl.inference.warmup import Packed, Warmup
 from ppl.semantics.unconstrained import Unconstrained
@@ -194,7 +194,7 @@ class Nuts(FlatKernel):
         _, end = jax.lax.while_loop(lambda state: state[0], leaf, first)
         return space.moved(end.here.position, True), end
 
-    def check(self, space: Unconstrained, num_warmup: int) -> None:
+    def check(self, space: Unconstrained, num_warmup: int, num_chains: int) -> None:
         """Raise `ArgumentError` if settings do not fit a program, or lack what nothing adapts."""
         mass = self.inverse_mass
         if mass is not None:
@@ -213,7 +213,7 @@ class Nuts(FlatKernel):
                 )
             )
 
-    # --- As one flat loop, for chains in unconstrained space that stand on the last axis ---
+    # --- As one flat loop, for chains in unconstrained space, on the first axis of the state ---
 
     def flat_start(self, gradient: Any, position: Any, seed: Any) -> State:
         """Put chains at their positions.
@@ -224,13 +224,17 @@ class Nuts(FlatKernel):
             seed: of shape (chain, *key), from which each chain draws all that it needs: a chain's
                 draws do not depend on what runs beside it.
         """
-        density, force = gradient(position)
-        known = Packed.of(self._warmup(jnp.stack([position, force])))
-        resting = rest(position, force, density, self.max_tree_depth)
-        return State(resting, known, jnp.zeros(position.shape[-1], int), seed)
+
+        def one(position: Any) -> tuple[Trajectory, Packed]:
+            density, force = gradient(position)
+            known = Packed.of(self._warmup(jnp.stack([position, force])))
+            return rest(position, force, density, self.max_tree_depth), known
+
+        chains = position.shape[-1]
+        return State(*jax.vmap(one)(position.T), jnp.zeros(chains, int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
-        """Make what a number of leaves need, of shape (leaf, *, chain)."""
+        """Make what a number of leaves need, of shape (leaf, chain, *)."""
 
         def one(seed: Any) -> Any:
             key = faster(jax.random.fold_in(jax.random.wrap_key_data(seed), block))
@@ -239,27 +243,33 @@ class Nuts(FlatKernel):
             coins = jax.random.uniform(jax.random.fold_in(key, 1), (count, 4), kind)
             return momentum, coins
 
-        momentum, coins = jax.vmap(one, out_axes=-1)(seed)
-        return jax.vmap(noise)(momentum, coins)
+        momentum, coins = jax.vmap(one, out_axes=1)(seed)
+        return jax.vmap(jax.vmap(noise))(momentum, coins)
 
     def flat_step(self, gradient: Any, state: State, noise: Noise, num_warmup: int) -> Any:
         """Grow every chain's trajectory by a leaf."""
         known = state.warmup
-        grown = grow(gradient, state.trajectory, known.step_size, known.inverse_mass, noise)
-        n, here = grown.numbers, grown.here
-        told = (
-            here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
-            known.step_size,
-        )  # fmt: skip
-        out = here.position.T, jnp.stack(told, -1)
-        done = n.status > 0
+
+        def one(old: Trajectory, known: Packed, noise: Noise) -> tuple[Trajectory, Any]:
+            grown = grow(gradient, old, known.step_size, known.inverse_mass, noise)
+            n, here = grown.numbers, grown.here
+            told = (
+                here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
+                known.step_size,
+            )  # fmt: skip
+            return grown, (here.position, jnp.stack(told))
+
+        grown, out = jax.vmap(one)(state.trajectory, known, noise)
+        done = grown.numbers.status > 0
         if num_warmup:
             learning = done & (state.index < num_warmup)
 
             def learn() -> Packed:
-                learned = self._learned(known.known, state.index, num_warmup, grown)
-                learned = Packed.of(learned)
-                return jax.tree.map(lambda a, b: jnp.where(learning, a, b), learned, known)
+                # With chains on the last axis, a metric is fitted only if one of them asks for it.
+                last, place = (_moved(tree, 0, -1) for tree in (known, grown))
+                learned = Packed.of(self._learned(last.known, state.index, num_warmup, place))
+                learned = jax.tree.map(lambda a, b: jnp.where(learning, a, b), learned, last)
+                return _moved(learned, -1, 0)
 
             known = jax.lax.cond(jnp.any(learning), learn, lambda: known)
         return State(grown, known, state.index + done, state.seed), out
@@ -276,16 +286,13 @@ class Nuts(FlatKernel):
         log_density, *others = jnp.moveaxis(told, -1, 0)
         return position, {"lp": log_density, **_stats(*others)}
 
+    def flat_tuned(self, state: State) -> TraceKernel:
+        """Give the kernel with the settings of the median chain."""
+        return typical(self, jax.vmap(lambda known: known.known)(state.warmup))
+
     def _warmup(self, place: Any) -> Warmup:
-        chains = place.shape[2:]
-
-        def wide(x: Any) -> Any:
-            return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(chains)), (*x.shape, *chains))
-
-        mass, rank = self.inverse_mass, self.low_rank
-        if isinstance(mass, LowRank) or (mass is not None and mass.ndim):
-            mass = jax.tree.map(wide, mass)
-        return warmup.start(place, self.step_size, mass, 0 if mass is not None else rank)
+        mass = self.inverse_mass
+        return warmup.start(place, self.step_size, mass, 0 if mass is not None else self.low_rank)
 
     def _learned(self, known: Warmup, index: Any, num_warmup: int, end: Trajectory) -> Warmup:
         n, here = end.numbers, end.here
@@ -300,6 +307,10 @@ class Nuts(FlatKernel):
             step_size=self.step_size is None,
             inverse_mass=self.inverse_mass is None,
         )
+
+
+def _moved(tree: Any, source: int, target: int) -> Any:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, source, target), tree)
 
 
 def noise(momentum: Any, coins: Any) -> Noise:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import distributions as dist
 from ppl._types import PyTree
@@ -81,18 +83,19 @@ class TraceKernel(Kernel):
 class FlatKernel(TraceKernel):
     """A kernel on unconstrained space whose moves take many steps, as one flat loop for all chains.
 
-    Chains stand on the last axis. What a chain draws depends on its seed alone, so that it does not
-    matter what runs beside it.
+    What a chain draws depends on its seed alone, so that it does not
+    matter what runs beside it; where chains adapt together, so it is after the warmup.
     """
 
     addresses: tuple[str, ...] | None
 
-    def check(self, space: Unconstrained, num_warmup: int) -> None:
+    def check(self, space: Unconstrained, num_warmup: int, num_chains: int) -> None:
         """Raise `ArgumentError` if the settings do not fit a program, or lack what nothing adapts.
 
         Args:
             space: of the program.
             num_warmup: length of the warmup.
+            num_chains: their number.
         """
         raise NotImplementedError
 
@@ -100,7 +103,7 @@ class FlatKernel(TraceKernel):
         """Put chains at their positions; the state has their seeds, and what they have learned.
 
         Args:
-            gradient: from positions to log densities and gradients.
+            gradient: from a position to its log density and gradient.
             position: of shape (size, chain).
             seed: of shape (chain, *key).
         """
@@ -123,7 +126,7 @@ class FlatKernel(TraceKernel):
         """Make a step of every chain: the state, and an output with chains first.
 
         Args:
-            gradient: from positions to log densities and gradients.
+            gradient: from a position to its log density and gradient.
             state: of the chains.
             noise: a row of what `ahead` gave.
             num_warmup: adapt in so many moves.
@@ -147,6 +150,30 @@ class FlatKernel(TraceKernel):
             out: of one step.
         """
         raise NotImplementedError
+
+    def flat_tuned(self, state: Any) -> TraceKernel:
+        """Give the kernel with the settings that were adapted.
+
+        Args:
+            state: of the chains.
+        """
+        raise NotImplementedError
+
+
+def typical(kernel: TraceKernel, memory: PyTree) -> TraceKernel:
+    """Give the kernel with the settings of one chain, the median one by its first real setting.
+
+    Args:
+        kernel: what moved the chains.
+        memory: of each of them, on the first axis.
+    """
+    reals = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not reals:
+        return kernel
+    first = np.asarray(reals[0])
+    order = np.argsort(first.reshape(len(first), -1).mean(1))
+    chain = order[len(order) // 2]
+    return kernel.tuned(jax.tree.map(lambda x: jnp.asarray(x)[chain], memory))
 
 
 def as_addresses(operation: str, addresses: Sequence[str] | str | None) -> tuple[str, ...] | None:

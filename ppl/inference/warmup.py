@@ -39,13 +39,30 @@ class Moments(NamedTuple):
         return cls(jnp.zeros(like.shape[1:], like.dtype), nothing, nothing)
 
     def add(self, place: Float[Array, "2 size ..."], counts: Any) -> Moments:
-        """Add a draw and the gradient there, where it counts."""
+        """Add a draw and the gradient there, where it counts.
+
+        With an axis more than the moments have, they are draws of chains that learn together. All
+        of them are as much as one draw, so that windows count moves.
+        """
+        if place.ndim > self.mean.ndim:
+            return self._add_many(place, counts)
         number = self.number + counts
         deviation = jnp.where(counts, place - self.mean, 0.0)
         mean = self.mean + deviation / jnp.maximum(number, 1)
         return Moments(
             number, mean, self.squares + deviation * jnp.where(counts, place - mean, 0.0)
         )
+
+    def _add_many(self, places: Float[Array, "2 size chain"], counts: Any) -> Moments:
+        weights = counts / jnp.maximum(jnp.sum(counts), 1).astype(places.dtype)
+        share = jnp.mean(counts.astype(places.dtype))
+        centre = jnp.sum(weights * jnp.where(counts, places, 0.0), -1)
+        spread = jnp.sum(weights * jnp.where(counts, places - centre[..., None], 0.0) ** 2, -1)
+        number = self.number + share
+        part = share / jnp.where(number > 0, number, 1.0)
+        step = centre - self.mean
+        squares = self.squares + share * spread + self.number * part * step**2
+        return Moments(number, self.mean + part * step, squares)
 
 
 class Warmup(NamedTuple):
@@ -192,21 +209,49 @@ def update(
     return known
 
 
-def _refitted(known: Warmup, index: Any, num_warmup: int, place: Any, counts: Any) -> Warmup:
+def refit(
+    old: Moments,
+    young: Moments,
+    inverse_mass: Any,
+    index: Any,
+    num_warmup: int,
+    place: Float[Array, "2 size ..."],
+    counts: Any,
+) -> tuple[Moments, Moments, Any]:
+    """Fit a diagonal metric to the draws of a window.
+
+    Args:
+        old: those of the window.
+        young: those of the one that will follow it.
+        inverse_mass: the metric until now.
+        index: the number of the move.
+        num_warmup: length of the warmup.
+        place: the draw, and the gradient there.
+        counts: whether the draw tells of the posterior's scale.
+
+    Returns:
+        The windows after this draw, and the metric.
+    """
     fixed = int(_FIXED * num_warmup)
     learning = index < fixed
     counts = counts & learning
-    old, young = known.old.add(place, counts), known.young.add(place, counts)
+    old, young = old.add(place, counts), young.add(place, counts)
     length = jnp.where(index < int(_EARLY * num_warmup), _SHORT, _LONG)
     switch = learning & (young.number >= length) & (index + length <= fixed)
     old = jax.tree.map(lambda a, b: jnp.where(switch, b, a), old, young)
     young = jax.tree.map(lambda a: jnp.where(switch, 0.0, a), young)
     ratio = jnp.sqrt(old.squares[0] / old.squares[1])
     fine = learning & (old.number >= 3) & jnp.isfinite(ratio) & (ratio > 0)
+    return old, young, jnp.where(fine, jnp.clip(ratio, *_RANGE), inverse_mass)
+
+
+def _refitted(known: Warmup, index: Any, num_warmup: int, place: Any, counts: Any) -> Warmup:
     metric, recent = known.inverse_mass, known.recent
     low = isinstance(metric, LowRank)
-    variance: Any = metric.variance if low else metric
-    variance = jnp.where(fine, jnp.clip(ratio, *_RANGE), variance)
+    old, young, variance = refit(
+        known.old, known.young, metric.variance if low else metric, index, num_warmup, place, counts
+    )
+    learning = index < int(_FIXED * num_warmup)
     if low:
         assert recent is not None
         slots = jnp.arange(_LONG).reshape(-1, *[1] * place[0].ndim)

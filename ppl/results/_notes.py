@@ -12,6 +12,7 @@ from ppl.results import diagnostics
 
 _RHAT_LIMIT = 1.01  # Vehtari et al. (2021), section 5
 _ESS_PER_CHAIN = 100  # the same
+_ESS_ENOUGH = 1000  # of many short chains together, whose sizes are estimated together
 _BFMI_LIMIT = 0.3  # Betancourt (2016)
 _DEEP, _DEEP_SHARE = 10, 0.05  # the default of max_tree_depth, in ours and in Stan
 _ACCEPTANCE_LIMIT = 0.1
@@ -124,10 +125,13 @@ def _of_draws(
         )
     for kind, what in (("bulk", "means"), ("tail", "the 5% and 95% quantiles")):
         size = values[f"ess_{kind}"]
-        low = size < _ESS_PER_CHAIN * num_chains
+        needed = min(_ESS_PER_CHAIN * num_chains, _ESS_ENOUGH)
+        low = size < needed
         if low.any():
+            some = needed < _ESS_ENOUGH
+            limit = f"{_ESS_PER_CHAIN} per chain" if some else f"{_ESS_ENOUGH:,}"
             yield (
-                f"{kind.capitalize()} ESS is under {_ESS_PER_CHAIN} per chain for "
+                f"{kind.capitalize()} ESS is under {limit} for "
                 f"{_some(rows, low, size, '.0f')}: {what} are not reliable. Try more draws."
             )
 

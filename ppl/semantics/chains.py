@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ppl import _jax
 from ppl._types import Key, PyTree, pytree, static
 from ppl.counts import count
-from ppl.errors import ResultError, check_addresses, message
+from ppl.errors import AddressError, ResultError, check_addresses, message
 from ppl.program import Program
 from ppl.results import arviz, plots, storage, table
 from ppl.semantics.predictive import log_likelihood as pointwise
@@ -244,6 +244,17 @@ def chosen(draws: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]
     if names is None:
         return draws
     names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        whole = name.partition("[")[0]
+        if name not in draws and name.endswith("]") and whole in draws:
+            raise AddressError(
+                message(
+                    f'summary got "{name}", an element of "{whole}"',
+                    needs="addresses",
+                    why="a summary has a row for every element of a site",
+                    fix=f'summary(["{whole}"])',
+                )
+            )
     check_addresses("summary", names, draws)
     return {name: draws[name] for name in names}
 

@@ -26,9 +26,10 @@ from ppl.semantics import suspended
 from tests.compiling import compilations
 
 Y = np.array([0.3, -0.5, 1.2], np.float32)
-#: Two ways to run: chains that are not in step, and moves from trace to trace.
+#: Three ways to run: chains that are not in step, those that are, and moves from trace to trace.
 KERNELS = {
     "flat": ppl.kernels.nuts(max_tree_depth=3),
+    "lockstep": ppl.kernels.chees(step_size=0.3, trajectory_length=1.0, inverse_mass=1.0),
     "moves": ppl.kernels.random_walk(0.1, num_steps=2),
 }
 

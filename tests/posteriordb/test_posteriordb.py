@@ -2,9 +2,9 @@
 
 Densities are compared with formulas in NumPy, exactly; posteriors with NUTS, in Monte Carlo errors.
 
-The fits make 306 comparisons of means and sds, at 4 standard errors of the difference, and as many
+The fits make 394 comparisons of means and sds, at 4 standard errors of the difference, and as many
 of quantiles, at 5. Were the errors normal and known, a sound sampler would fail one of them with
-probability 306 * (6.3e-5 + 5.7e-7) = 2.0%. Seeds are fixed: a red test stays red.
+probability 394 * (6.3e-5 + 5.7e-7) = 2.5%. Seeds are fixed: a red test stays red.
 """
 
 import json
@@ -31,19 +31,16 @@ QUICK = (
     "kidiq-kidscore_momhs",
     "sblri-blr",
 )
-# Not fitted here: each takes minutes.
-LONG = (
-    "diamonds-diamonds",
-    "eight_schools-eight_schools_centered",
-    "hudson_lynx_hare-lotka_volterra",
-    "mcycle_gp-accel_gp",
-)
+# Not fitted. A second mode, near lscale_1 = 0.012, has about 1% of the mass and a fifth of the
+# variance of lscale_1. Chains enter it about ten times in 32,000 draws, so that of four seeds two
+# missed the sd of lscale_1 or the limit of R-hat; and a move takes some 770 leapfrog steps.
+UNFITTED = ("mcycle_gp-accel_gp",)
 FITS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in sorted(POSTERIORS)
-    if name not in LONG
+    if name not in UNFITTED
 ]
-# The ODE solver of `lotka_volterra` works to 1e-9 a step; all else is arithmetic.
+# `lotka_volterra` integrates in steps, which moves its log density by 2e-5; all else is arithmetic.
 RTOL = {"hudson_lynx_hare-lotka_volterra": 1e-6}
 
 
@@ -126,7 +123,8 @@ def fit(name: str, data: Any, key: int) -> ppl.Chains:
     posterior = POSTERIORS[name]
     kernel = ppl.kernels.nuts(**posterior.settings)
     with jax.enable_x64(posterior.x64):
-        fitted = ppl.mcmc(posterior.program(data), kernel, num_samples=posterior.num_samples)
+        program, num = posterior.program(data), posterior.num_samples
+        fitted = ppl.mcmc(program, kernel, num_samples=num, init=posterior.init)
         return ppl.run(fitted, key=key, progress=False)
 
 

@@ -159,6 +159,13 @@ def test_many_stuck_chains_are_one_note():
     assert "in x[1]. Try" in text
 
 
+def test_many_short_chains_need_no_hundred_draws_each():
+    x = np.random.default_rng(8).normal(size=(256, 20))
+    assert not any("ESS" in text for text in summarize({"x": x}).notes)
+    stuck = np.repeat(x[:, :1], 20, 1) + 1e-3 * x
+    assert note(summarize({"x": stuck}), "Bulk ESS").startswith("Bulk ESS is under 1,000 for x (")
+
+
 def test_one_chain_and_too_few_draws_are_said(draws):
     one = {name: x[:1] for name, x in draws.items()}
     assert "One chain only" in summarize(one).notes[0]

@@ -9,6 +9,7 @@ import pytest
 
 import ppl
 import ppl.distributions as dist
+from ppl.errors import AddressError
 
 Y = np.array([[0.5, 1.5, -1.0], [0.0, 0.2, 0.4]], np.float32)
 
@@ -51,6 +52,13 @@ def test_summary_and_printing(chains):
     assert "<table" in chains._repr_html_()
     rows = str(chains.summary(quantiles=(0.1, 0.9)))
     assert "10%" in rows or "0.1" in rows
+
+
+def test_an_element_is_no_address_of_a_summary(chains):
+    with pytest.raises(AddressError, match=r'an element of "theta"; .*Fix: summary\(\["theta"\]\)'):
+        chains.summary(["mu", "theta[0,0]"])
+    with pytest.raises(AddressError, match="unknown address"):
+        chains.summary(["nu[0]"])
 
 
 def test_summary_numbers(chains):

@@ -20,6 +20,7 @@ from ppl.semantics import suspended
 Y = np.array([0.3, -0.5, 1.2], np.float32)
 KERNELS = {
     "flat": ppl.kernels.nuts(max_tree_depth=3),
+    "lockstep": ppl.kernels.chees(step_size=0.3, trajectory_length=1.0, inverse_mass=1.0),
     "moves": ppl.kernels.random_walk(0.5, num_steps=2),
 }
 
