@@ -57,7 +57,7 @@ def chees(
         trajectory_length: the mean length of moves, in the time of the dynamics; a move's length
             lies between half of it and half as much again. None adapts it in the warmup.
         target_accept: the harmonic mean, over chains, of acceptance probabilities that the step
-            size is tuned to. The plain mean is then about 0.8.
+            size is tuned to. The plain mean is larger, from 0.75 to 0.95.
         max_num_steps: at most so many gradient evaluations a move.
         addresses: the latents that move; None for all continuous ones. Those named adapt nothing,
             nor does the kernel within a composition: use `Chains.kernel` of an earlier run.

@@ -6,9 +6,9 @@ leaf the binary digits of its number tell, and of a subtree that is growing no m
 momentum at its start and the sum of those since: so a trajectory is a state of fixed size, and
 `grow` one step of a flat loop.
 
-Everything works for one chain and for many: axes of chains stand last. Few arrays are few
-operations of the compiled loop, each of which costs as much as a small model's density: hence the
-phases in one array, the numbers in another.
+It is of one chain; `jax.vmap` makes many of it, on the first axis: rows of subtrees are then
+together in memory. Few arrays are few operations of the compiled loop, each of which costs as much
+as a small model's density: hence the phases in one array.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Trajectory(NamedTuple):
     by depth, those that are growing; by depth, the same with the leaf before; and the whole.
     """
 
-    moving: Float[Array, "place ..."]
-    other: Float[Array, "place ..."]
-    chosen: Float[Array, "place ..."]
-    candidate: Float[Array, "place ..."]
-    first: Float[Array, "size subtrees ..."]
-    sums: Float[Array, "size subtrees ..."]
+    moving: Float[Array, " place"]
+    other: Float[Array, " place"]
+    chosen: Float[Array, " place"]
+    candidate: Float[Array, " place"]
+    first: Float[Array, "size subtrees"]
+    sums: Float[Array, "size subtrees"]
     numbers: Numbers
 
     @property
@@ -100,9 +100,9 @@ class Noise(NamedTuple):
     1; and logarithms of two uniforms.
     """
 
-    momentum: Float[Array, "size ..."]
-    directions: Float[Array, "2 ..."]
-    logs: Float[Array, "2 ..."]
+    momentum: Float[Array, " size"]
+    directions: Float[Array, " 2"]
+    logs: Float[Array, " 2"]
 
 
 def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Trajectory:
@@ -116,7 +116,7 @@ def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Traj
     """
     zero = jnp.zeros_like(log_density)
     place = Place(position, jnp.zeros_like(position), gradient, log_density, zero).column
-    rows = jnp.zeros((position.shape[0], 2 * max_depth + 1, *position.shape[1:]), position.dtype)
+    rows = jnp.zeros((position.shape[0], 2 * max_depth + 1), position.dtype)
     numbers = Numbers(*[zero] * 8, status=zero + 1)
     return Trajectory(place, place, place, place, rows, rows, numbers)
 
@@ -173,7 +173,7 @@ def grow(
     # The subtrees that start, or are complete or half complete, with this leaf.
     length = 1 << n.depth.astype(int)
     leaf = n.num_steps.astype(int) + 1 - length
-    sizes, whole, own = _rows(max_depth, zero.ndim)
+    sizes, whole, own = _rows(max_depth)
     starts = (leaf & (sizes - 1)) == 0
     kinds = jnp.where(whole, jnp.where(again, _BEGINS, _WHOLE), jnp.where(starts, own, _GROWS))
     complete = ((leaf + 1) & (sizes - 1)) == 0
@@ -245,9 +245,9 @@ def grow(
 _STARTS, _STARTS_BEFORE, _GROWS, _BEGINS, _WHOLE = range(5)
 
 
-def _rows(max_depth: int, chains: int) -> tuple[Any, Any, Any]:
+def _rows(max_depth: int) -> tuple[Any, Any, Any]:
     """Describe the rows of subtrees: sizes, which one is the whole, and with what they start."""
     levels = [2**k for k in range(max_depth)]
-    sizes = jnp.asarray([*levels, *levels, 1], int).reshape(-1, *[1] * chains)
-    row = jnp.arange(2 * max_depth + 1).reshape(-1, *[1] * chains)
+    sizes = jnp.asarray([*levels, *levels, 1], int)
+    row = jnp.arange(2 * max_depth + 1)
     return sizes, row == 2 * max_depth, jnp.where(row < max_depth, _STARTS, _STARTS_BEFORE)
