@@ -25,8 +25,7 @@ SECONDS = 540  # a hang fails
 
 def start(*args: str, devices: int) -> subprocess.Popen[str]:
     """Start `sharded_process.py` with so many devices made of one processor."""
-    inherited = os.environ.get("XLA_FLAGS", "")
-    flags = f"{inherited} --xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.sharded_process", *args],
         cwd=ROOT,
