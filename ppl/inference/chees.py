@@ -15,7 +15,7 @@ from ppl._threefry import faster
 from ppl._types import PyTree, pytree, static
 from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
-from ppl.inference.coordinates import coordinates, fit, numbers, one_number
+from ppl.inference.coordinates import coordinates, fit, one_number, variances
 from ppl.inference.lockstep import SHORTEST, Move, Place, follow, lengths, num_steps
 from ppl.inference.together import SETTINGS, Learned, learn
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, accepted, as_addresses
@@ -26,7 +26,7 @@ from ppl.statements import sample
 #: The fewest chains that adapt together: of fewer, one move tells too little.
 FEWEST = 8
 
-_FIX = "ppl.kernels.chees(step_size=0.1, trajectory_length=1.5)"
+_FIX = "ppl.kernels.chees(step_size=0.1, trajectory_length=1.5, inverse_mass=1.0)"
 
 
 @named_keywords
@@ -86,15 +86,7 @@ def chees(
         )
     step = _number("step_size", step_size)
     length = _number("trajectory_length", trajectory_length)
-    mass = None if inverse_mass is None else numbers("chees", "inverse_mass", inverse_mass, _FIX)
-    if mass is not None and mass.ndim > 1:
-        raise ArgumentError(
-            message(
-                f"chees got inverse_mass of shape {mass.shape}",
-                needs="one number, or one for each coordinate",
-                fix="ppl.kernels.chees(inverse_mass=variances)",
-            )
-        )
+    mass = None if inverse_mass is None else variances("chees", "inverse_mass", inverse_mass, _FIX)
     target = jnp.asarray(target_accept, jnp.result_type(float))
     most = count("chees", "max_num_steps", max_num_steps)
     return Chees(step, mass, length, target, as_addresses("chees", addresses), most)
@@ -189,7 +181,8 @@ class Chees(FlatKernel):
             )
 
     # --- As one flat loop ---
-    # All chains are as far as one another, so that a step of the loop is a whole move.
+    # All chains are as far as one another, so that a step of the loop is a whole move. Inside,
+    # they stand on the last axis: what they do in lock-step is then one long operation.
 
     def check(self, space: Unconstrained, num_warmup: int, num_chains: int) -> None:
         """Raise `ArgumentError` if settings do not fit a program, or lack what nothing adapts."""
@@ -219,10 +212,10 @@ class Chees(FlatKernel):
 
     def flat_start(self, gradient: Any, position: Any, seed: Any) -> State:
         """Put chains at their positions."""
-        density, force = _of_all(gradient)(position)
+        density, force = _of_all(gradient)(position.T)
         settings = self.step_size, self.trajectory_length, self.inverse_mass
-        learned = Learned.start(position[:, 0], *settings)
-        return State(Place(position, force, density), learned, jnp.zeros((), int), seed)
+        learned = Learned.start(position[0], *settings)
+        return State(Place(position.T, force, density), learned, jnp.zeros((), int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
         """Make what a number of moves need, of shape (move, *, chain)."""

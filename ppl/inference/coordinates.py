@@ -213,3 +213,21 @@ def definite(operation: str, name: str, setting: Any, fix: str) -> Array:
                 )
             )
     return array
+
+
+def variances(operation: str, name: str, setting: Any, fix: str) -> Array:
+    """Check a setting that is one number, or one for each coordinate.
+
+    Raises:
+        ArgumentError: as `numbers` does; or it is a matrix.
+    """
+    array = numbers(operation, name, setting, fix)
+    if array.ndim > 1:
+        raise ArgumentError(
+            message(
+                f"{operation} got {name} of shape {array.shape}",
+                needs="one number, or one for each coordinate",
+                fix=fix,
+            )
+        )
+    return array

@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import kinetic, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocity
 from ppl.inference.metric import momentum as fresh_momentum
 
-#: A trajectory whose energy is off by more than this is called divergent, as in Stan.
-MAX_ENERGY_ERROR = 1000.0
 #: A move's length is uniform between this part of the trajectory length and two less this.
 SHORTEST = 0.5
 

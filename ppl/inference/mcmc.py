@@ -170,7 +170,7 @@ def _flat_init(setting: Setting) -> _Flat:
     lanes = jnp.arange(setting.num_chains) if setting.starts is None else setting.starts
     z, ok, seed = jax.vmap(one)(lanes)
     kernel: Any = setting.kernel
-    return _Flat(kernel.flat_start(_gradient(setting), z.T, seed), ok, z)
+    return _Flat(kernel.flat_start(_gradient(setting), z, seed), ok, z)
 
 
 def _flat_ahead(block: Any, count: int, flat: _Flat, setting: Setting) -> Any:

@@ -1,4 +1,4 @@
-"""Metrics of Hamiltonian chains: inverse masses, diagonal or with a part of low rank.
+"""Metrics of Hamiltonian chains: inverse masses, diagonal or with a part of low rank; energies.
 
 Everything works for one chain and for many: axes of chains stand last.
 """
@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+#: A trajectory whose energy is off by more than this is called divergent, as in Stan.
+MAX_ENERGY_ERROR = 1000.0
 
 
 class LowRank(NamedTuple):

@@ -16,7 +16,7 @@ from ppl._types import PyTree, pytree, static
 from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference import warmup
-from ppl.inference.coordinates import Coordinates, coordinates, fit, numbers
+from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
 from ppl.inference.metric import LowRank, Metric
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, TraceKernel, as_addresses, typical
 from ppl.inference.trajectory import Noise, Trajectory, grow, rest
@@ -75,9 +75,12 @@ def nuts(
         )
     names = as_addresses("nuts", addresses)
     target = jnp.asarray(target_accept, jnp.result_type(float))
-    step = None if step_size is None else _setting("step_size", step_size, 0)
+    fix = "ppl.kernels.nuts(step_size=0.1, inverse_mass=1.0)"
+    step = step_size
+    if step is not None:
+        step = one_number("nuts", "step_size", step, fix, "inverse_mass=variances")
     rank = count("nuts", "low_rank", low_rank, 0)
-    mass = None if inverse_mass is None else _setting("inverse_mass", inverse_mass, 1)
+    mass = None if inverse_mass is None else variances("nuts", "inverse_mass", inverse_mass, fix)
     if rank and mass is not None:
         raise ArgumentError(
             message(
@@ -88,20 +91,6 @@ def nuts(
             )
         )
     return Nuts(step, mass, target, names, int(max_tree_depth), rank)
-
-
-def _setting(name: str, setting: Any, most: int) -> Array:
-    fix = "ppl.kernels.nuts(step_size=0.1, inverse_mass=1.0)"
-    array = numbers("nuts", name, setting, fix)
-    if array.ndim > most:
-        raise ArgumentError(
-            message(
-                f"nuts got {name} of shape {array.shape}",
-                needs="one number" + (", or one for each coordinate" if most else ""),
-                fix=fix,
-            )
-        )
-    return array
 
 
 class State(NamedTuple):
@@ -220,7 +209,7 @@ class Nuts(FlatKernel):
 
         Args:
             gradient: of the log density.
-            position: of shape (size, chain).
+            position: of shape (chain, size).
             seed: of shape (chain, *key), from which each chain draws all that it needs: a chain's
                 draws do not depend on what runs beside it.
         """
@@ -230,8 +219,7 @@ class Nuts(FlatKernel):
             known = Packed.of(self._warmup(jnp.stack([position, force])))
             return rest(position, force, density, self.max_tree_depth), known
 
-        chains = position.shape[-1]
-        return State(*jax.vmap(one)(position.T), jnp.zeros(chains, int), seed)
+        return State(*jax.vmap(one)(position), jnp.zeros(len(position), int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
         """Make what a number of leaves need, of shape (leaf, chain, *)."""

@@ -104,13 +104,13 @@ class FlatKernel(TraceKernel):
 
         Args:
             gradient: from a position to its log density and gradient.
-            position: of shape (size, chain).
+            position: of shape (chain, size).
             seed: of shape (chain, *key).
         """
         raise NotImplementedError
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Any:
-        """Make the random numbers that a block of steps needs, of shape (step, *, chain).
+        """Make the random numbers that a block of steps needs, with the steps first.
 
         Args:
             block: number of the block.

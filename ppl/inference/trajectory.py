@@ -20,11 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import kinetic, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocity
 from ppl.inference.metric import momentum as fresh_momentum
-
-#: A leaf whose energy is off by more than this is called divergent, as in Stan.
-MAX_ENERGY_ERROR = 1000.0
 
 #: From a position to its log density and the gradient of that.
 Gradient = Callable[[Any], tuple[Any, Any]]

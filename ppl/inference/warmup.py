@@ -1,6 +1,7 @@
 """Warmup: the step size by dual averaging, the metric by Fisher divergence.
 
-Everything works for one chain and for many: axes of chains stand last.
+A warmup starts with one chain; what it learns later, it learns of one or of many, whose axes stand
+last.
 """
 
 from __future__ import annotations
@@ -127,12 +128,12 @@ class Packed(NamedTuple):
 
 
 def start(
-    place: Float[Array, "2 size ..."],
+    place: Float[Array, "2 size"],
     step_size: Any = None,
     inverse_mass: Any = None,
     low_rank: int = 0,
 ) -> Warmup:
-    """Start at a position, of which the gradient gives a first scale.
+    """Start a chain at a position, of which the gradient gives a first scale.
 
     Args:
         place: position and gradient.
@@ -142,12 +143,10 @@ def start(
     """
     position, gradient = place
     kind = position.dtype
-    zero = jnp.zeros(position.shape[1:], kind)
+    zero = jnp.zeros((), kind)
     if inverse_mass is None:
         inverse_mass = jnp.clip(1 / jnp.abs(gradient), *_FIRST_RANGE)
-    step = jnp.broadcast_to(
-        jnp.asarray(FIRST_STEP if step_size is None else step_size, kind), zero.shape
-    )
+    step = jnp.asarray(FIRST_STEP if step_size is None else step_size, kind)
     log = jnp.log(step)
     nothing = Moments.none(position)
     centre = log + jnp.log(jnp.asarray(10.0, kind))
@@ -155,12 +154,9 @@ def start(
     if not isinstance(inverse_mass, LowRank):
         inverse_mass = jnp.broadcast_to(jnp.asarray(inverse_mass, kind), position.shape)
     if low_rank and not isinstance(inverse_mass, LowRank):
-        rank, chains = min(low_rank, position.shape[0]), position.shape[1:]
-        unit = jnp.eye(position.shape[0], rank, dtype=kind)
-        unit = jnp.broadcast_to(
-            unit.reshape(*unit.shape, *[1] * len(chains)), (*unit.shape, *chains)
-        )
-        inverse_mass = LowRank(inverse_mass, unit, jnp.ones((rank, *chains), kind))
+        rank = min(low_rank, len(position))
+        unit = jnp.eye(len(position), rank, dtype=kind)
+        inverse_mass = LowRank(inverse_mass, unit, jnp.ones(rank, kind))
         recent = jnp.zeros((2, _LONG, *position.shape), kind)
     return Warmup(
         step, inverse_mass, log, log, zero, centre, zero, zero, zero, nothing, nothing, recent

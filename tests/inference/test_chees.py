@@ -122,8 +122,7 @@ def broken(length, accept):
         space = coordinates("mutant", trace, None)
         gradient = jax.value_and_grad(space.log_density)
 
-        def move(trace, _):
-            z = space.vector() if trace is None else trace
+        def move(z, _):
             density, force = gradient(z)
             noise = ppl.sample("momentum", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
             made = follow(gradient, Place(z, force, density), noise, 0.7, jnp.ones(2), length(z))
@@ -162,7 +161,7 @@ def test_the_flat_loop_and_the_trace_move_agree(x64):
     single = jax.value_and_grad(space.log_density)
     z, noise = jnp.asarray(rng.normal(size=(2, 5))), jnp.asarray(rng.normal(size=(2, 5)))
     seeds = jax.random.key_data(jax.random.split(jax.random.key(0), 5))
-    start = SETTLED.flat_start(single, z, seeds)._replace(index=jnp.asarray(7))
+    start = SETTLED.flat_start(single, z.T, seeds)._replace(index=jnp.asarray(7))
     sure = Noise(noise, jnp.full(5, -1e9))
     _, out = SETTLED.flat_step(single, start, sure, 0)
     ends, stats = SETTLED.flat_stats(out)
@@ -244,8 +243,11 @@ def test_statistics(adapted):
     # the mean: 64 * 250 draws of sd sqrt(9 / 2), of an effective size of more than a tenth.
     assert stats["energy"].shape == (64, 250)
     assert abs(np.mean(stats["energy"] + stats["lp"]) - 4.5) < 5.5 * math.sqrt(4.5 / 1600)
-    # The harmonic mean that is aimed at hangs on the few worst moves; the plain one tells more.
-    assert 0.7 < np.mean(stats["acceptance_rate"]) < 0.95
+    # What is aimed at hangs on the few worst chains of a move: over six keys it was 0.66, with a
+    # standard deviation of 0.045 between keys, of which 0.18 is four.
+    rates = np.maximum(stats["acceptance_rate"], together._LEAST)
+    assert abs(np.mean(1 / np.mean(1 / rates, 0)) - 0.651) < 0.18
+    assert 0.75 < np.mean(rates) < 0.95
     assert adapted.summary()["m"]["rhat"] < 1.05
 
 
@@ -261,7 +263,6 @@ def test_the_adapted_kernel_is_a_value(adapted):
     x = np.asarray(found["beta/p"], float)[:, 100:]
     mean, _ = answers()["beta/p"]
     assert abs((x.mean() - mean) / mcse(x)) < 5.5
-    parts = ppl.kernels.cycle(adapted.kernel, ppl.kernels.gibbs())
 
     @ppl.model
     def mixed():
@@ -281,12 +282,12 @@ def test_after_warmup_a_chain_knows_its_own_seed_only(x64):
 
     def go(num):
         space = ppl.unconstrain(bounded())
-        flat = jax.value_and_grad(space.log_density)
+        gradient = jax.value_and_grad(space.log_density)
         z = jnp.stack([space.flatten({a: x[i % 2] for a, x in start.items()}) for i in range(num)])
         seeds = jax.random.key_data(jax.random.split(jax.random.key(3), 6))[:num]
-        state = SETTLED.flat_start(flat, z.T, seeds)
+        state = SETTLED.flat_start(gradient, z, seeds)
         noise = SETTLED.ahead(0, 10, 2, seeds)
-        _, out = jax.lax.scan(lambda s, n: SETTLED.flat_step(flat, s, n, 0), state, noise)
+        _, out = jax.lax.scan(lambda s, n: SETTLED.flat_step(gradient, s, n, 0), state, noise)
         return np.asarray(SETTLED.flat_stats(out)[0])
 
     np.testing.assert_allclose(go(6)[:, :2], go(2), rtol=1e-10)
@@ -396,6 +397,27 @@ def test_moments_of_many_are_those_of_all(x64):
     np.testing.assert_allclose(found.number, counts.mean(1).sum())
     np.testing.assert_allclose(found.mean, kept.mean(-1))
     np.testing.assert_allclose(found.squares / found.number, kept.var(-1))
+
+
+def test_the_step_size_reaches_the_acceptance_asked_for(x64):
+    """On acceptances that fall smoothly with the step, and differ between chains."""
+    nowhere, chains = Place(jnp.zeros((1, 50)), jnp.zeros((1, 50)), jnp.zeros(50)), jnp.arange(50)
+    adapts = dict.fromkeys(together.SETTINGS, False) | {"step_size": True}
+
+    def log_rates(step_size):
+        return -step_size * (0.5 + chains / 50)
+
+    def move(known, index):
+        logs = log_rates(known.step_size)
+        made = Move(nowhere, nowhere, nowhere.position, (logs, logs), logs)
+        return together.learn(
+            known, index, 300, made, nowhere, 5, 0.7, 100.0, adapts
+        ), None  # fmt: skip
+
+    start = together.Learned.start(jnp.zeros(1), None, 1.0, 1.0)
+    end, _ = jax.lax.scan(move, start, jnp.arange(300))
+    reached = 1 / jnp.mean(jnp.exp(-log_rates(end.step_size)))
+    assert abs(float(reached) - 0.7) < 0.01
 
 
 def test_one_chain_of_many_counts_early_and_not_later():

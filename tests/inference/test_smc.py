@@ -14,7 +14,7 @@ from scipy import special, stats
 import ppl
 import ppl.distributions as dist
 from ppl import _jax
-from ppl.inference.particles import Run
+from ppl.inference.particles import Run, cloud
 from ppl.inference.particles.bootstrap import Bootstrap
 from ppl.resampling import SCHEMES, MultinomialResampling
 from ppl.staging import stage
@@ -487,6 +487,17 @@ def test_a_single_family_knows_no_error():
     assert np.isnan(population.log_evidence_se)
     assert np.isnan(population.expect(lambda x: x[0]).standard_error)
     assert any("descend from one" in note for note in population.summary().notes)
+
+
+@pytest.mark.parametrize("family", [0, 5])
+def test_what_one_family_knows_does_not_hang_on_rounding(family):
+    """Shares that add up to a little more or less than one are those of one family all the same."""
+    rng = np.random.default_rng(family)
+    for _ in range(50):
+        weights = cloud.Weights.equal(8)._replace(log_weights=jnp.asarray(rng.normal(size=8)))
+        first = jnp.full(8, family)
+        assert np.isnan(cloud.relative_error(weights, first))
+        assert np.isfinite(cloud.relative_error(weights, first.at[3].set(1)))
 
 
 # --- Refusals -----------------------------------------------------------------------------------

@@ -142,7 +142,8 @@ def relative_error(weights: Weights, first: Any) -> Any:
     families = jnp.zeros_like(share).at[first].add(share)
     apart = jnp.sum(families * (1.0 - families))  # the probability of two different families
     variance = 1.0 - jnp.exp(weights.log_noise) * apart
-    known = (apart > 0) & (top > -jnp.inf) & (variance >= 0)
+    several = jnp.sum(families > 0) > 1  # shares of one family may not add up to one exactly
+    known = several & (top > -jnp.inf) & (variance >= 0)
     return jnp.where(known, jnp.sqrt(jnp.where(known, variance, 0.0)), jnp.nan)
 
 
