@@ -104,7 +104,7 @@ def _number(name: str, setting: Any) -> Array | None:
 class Noise(NamedTuple):
     """What a move needs of each chain: standard normals, and the logarithm of a uniform."""
 
-    momentum: Float[Array, "size chain"]
+    momentum: Float[Array, "chain size"]
     log_uniform: Float[Array, " chain"]
 
 
@@ -218,7 +218,7 @@ class Chees(FlatKernel):
         return State(Place(position.T, force, density), learned, jnp.zeros((), int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
-        """Make what a number of moves need, of shape (move, *, chain)."""
+        """Make what a number of moves need, of shape (move, chain, *)."""
 
         def one(seed: Any) -> Any:
             key = faster(jax.random.fold_in(jax.random.wrap_key_data(seed), block))
@@ -226,7 +226,7 @@ class Chees(FlatKernel):
             momentum = jax.random.normal(jax.random.fold_in(key, 0), (count, size), kind)
             return momentum, jax.random.uniform(jax.random.fold_in(key, 1), (count,), kind)
 
-        momentum, uniform = jax.vmap(one, out_axes=-1)(seed)
+        momentum, uniform = jax.vmap(one, out_axes=1)(seed)
         return Noise(momentum, jnp.log(uniform))
 
     def flat_step(self, gradient: Any, state: State, noise: Noise, num_warmup: int) -> Any:
@@ -236,7 +236,7 @@ class Chees(FlatKernel):
             most = jnp.where(index < num_warmup, jnp.minimum(most, index + 2), most)
         settings = known.step_size, known.inverse_mass
         num = num_steps(known.trajectory_length, known.step_size, lengths(index), most)
-        made = follow(_of_all(gradient), state.place, noise.momentum, *settings, num)
+        made = follow(_of_all(gradient), state.place, noise.momentum.T, *settings, num)
         take = noise.log_uniform < made.log_ratio
         place = jax.tree.map(lambda new, old: jnp.where(take, new, old), made.end, made.begin)
         told = _told(made, take, num, known.step_size, known.trajectory_length)

@@ -110,7 +110,7 @@ class FlatKernel(TraceKernel):
         raise NotImplementedError
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Any:
-        """Make the random numbers that a block of steps needs, with the steps first.
+        """Make the random numbers that a block of steps needs, of shape (step, chain, *).
 
         Args:
             block: number of the block.

@@ -89,8 +89,8 @@ def block_length(loop: Loop, state: Any, args: tuple[Any, ...]) -> int:
         return BLOCK
     ahead = loop.ahead
     drawn = jax.eval_shape(lambda s, *a: ahead(0, 1, s, *a), state, *args)
-    # By lane, whose draws do not depend on how many there are.
-    numbers = sum(math.prod(x.shape[:-1]) for x in jax.tree.leaves(drawn))
+    # Of one lane, whose draws do not depend on how many there are.
+    numbers = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(drawn))
     return int(2 ** np.clip(math.floor(math.log2(NUMBERS / max(numbers, 1))), 4, 11))
 
 
@@ -231,6 +231,7 @@ class _Lanes:
         self.loop, self.state, self.key, self.interpret = loop, state, key, interpret
         self.gather, self.in_step = gather, in_step
         self.rows, self.steps = Rows(loop.skip, loop.thin), 0
+        self.drawn: tuple[int, Any] | None = None  # of one block, by its number
         like = _like(state)
         self.block = block_length(loop, like, args)
         self.pace = self.block if in_step else 8
@@ -259,7 +260,7 @@ class _Lanes:
         count = min(self.pace, self.block - first, self._needed(total))
         began = time.perf_counter()
         state, outs = _block(
-            self.interpret, self.ahead, self.step, self.block, self.state, self.key,
+            self.interpret, self.step, self.block, self._ahead(), self.state, self.key,
             self.steps, count,
         )  # fmt: skip
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
@@ -270,6 +271,16 @@ class _Lanes:
             # Short blocks for slow models, long ones for fast.
             pace = SECONDS / max(time.perf_counter() - began, 1e-6)
             self.pace = int(min(max(1, count * min(pace, 8.0)), self.block))
+
+    def _ahead(self) -> Any:
+        """Give what the present block of steps needs, which several calls may take to make."""
+        if self.ahead is None:
+            return None
+        number = self.steps // self.block
+        if self.drawn is None or self.drawn[0] != number:
+            self.drawn = None  # of two blocks only one is held
+            self.drawn = number, _ahead(self.interpret, self.ahead, self.state, number)
+        return self.drawn[1]
 
     def _needed(self, total: int) -> int:
         """Guess how many steps are left, so that the last block is not much too long."""
@@ -374,11 +385,18 @@ def _compiled(fun: Callable[..., Any], static: tuple[int, ...], **options: Any) 
 _initial = _compiled(_initial_impl, (0,), xla_backend_optimization_level=0)
 
 
+def _ahead_impl(interpret: Any, ahead: Program, state: Any, number: Any) -> Any:
+    return _apply(interpret, ahead, (jnp.asarray(number, _COUNT.dtype), state), None)
+
+
+_ahead = _compiled(_ahead_impl, (0,))
+
+
 def _block_impl(
     interpret: Any,
-    ahead: Program | None,
     step: Program,
     block: int,
+    drawn: Any,
     state: Any,
     key: Any,
     start: Any,
@@ -386,11 +404,7 @@ def _block_impl(
 ) -> Any:
     shapes = step.structure.shapes[1]
     buffer = jax.tree.map(lambda s: jnp.zeros((block, *s.shape), s.dtype), shapes)
-    drawn, first = None, 0
-    if ahead is not None:
-        first = start % block
-        number = jnp.asarray(start // block, _COUNT.dtype)
-        drawn = _apply(interpret, ahead, (number, state), None)
+    first = start % block
 
     def body(i: Any, carry: Any) -> Any:
         state, buffer = carry
@@ -408,7 +422,7 @@ def _block_impl(
 
 _block = _compiled(
     _block_impl,
-    (0, 3),
+    (0, 2),
     xla_cpu_enable_concurrency_optimized_scheduler=False,
 )
 

@@ -162,7 +162,7 @@ def test_the_flat_loop_and_the_trace_move_agree(x64):
     z, noise = jnp.asarray(rng.normal(size=(2, 5))), jnp.asarray(rng.normal(size=(2, 5)))
     seeds = jax.random.key_data(jax.random.split(jax.random.key(0), 5))
     start = SETTLED.flat_start(single, z.T, seeds)._replace(index=jnp.asarray(7))
-    sure = Noise(noise, jnp.full(5, -1e9))
+    sure = Noise(noise.T, jnp.full(5, -1e9))
     _, out = SETTLED.flat_step(single, start, sure, 0)
     ends, stats = SETTLED.flat_stats(out)
 

@@ -152,6 +152,35 @@ def test_nothing_is_torn_by_an_interruption(kind, monkeypatch, when):
     same(part.extend(150 - part.num_draws), whole)
 
 
+# --- Random numbers ahead -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["flat", "lockstep"])
+def test_blocks_do_not_hang_on_the_number_of_chains(name):
+    """A block's number is in its random numbers, so its length is in every chain's draws."""
+
+    def length(num_chains):
+        chains = ppl.run(ppl.mcmc(line(Y), KERNELS[name], 2, 1, num_chains), 0, progress=False)
+        return chains.underway.lanes.block
+
+    assert length(2) == length(300)
+
+
+@pytest.mark.parametrize("name", ["flat", "lockstep"])
+def test_random_numbers_of_a_block_are_drawn_once(name, monkeypatch):
+    """However short the calls are that make it."""
+    blocks, calls, ahead, block = [], [], suspended._ahead, suspended._block
+    count = lambda made, fun: lambda *args: (made.append(args[-1]), fun(*args))[1]  # noqa: E731
+    monkeypatch.setattr(suspended, "NUMBERS", 16 * 8)  # blocks of 16 steps
+    monkeypatch.setattr(suspended, "SECONDS", 0.0)  # calls of one, after the first
+    monkeypatch.setattr(suspended, "_ahead", count(blocks, ahead))
+    monkeypatch.setattr(suspended, "_block", count(calls, block))
+    run(name)
+    assert len(calls) > 50
+    assert blocks == list(range(len(blocks)))
+    assert len(blocks) < 1 + len(calls) / 8
+
+
 # --- What is kept -------------------------------------------------------------------------------
 
 
