@@ -9,6 +9,11 @@ from pathlib import Path
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Compiling takes most of the time: compile fast, not fast code. The processes that tests start
+# inherit it; what the user's XLA_FLAGS say comes last, and so holds.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import hypothesis
 import jax
@@ -26,6 +31,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("deterministic")
 
+# Tracing makes many objects and little garbage: look for it thirty times less often.
+gc.set_threshold(20_000, 10, 10)
 
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
 _tests = itertools.count(1)

@@ -25,7 +25,8 @@ SECONDS = 540  # a hang fails
 
 def start(*args: str, devices: int) -> subprocess.Popen[str]:
     """Start `sharded_process.py` with so many devices made of one processor."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    inherited = os.environ.get("XLA_FLAGS", "")
+    flags = f"{inherited} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.sharded_process", *args],
         cwd=ROOT,
