@@ -46,13 +46,15 @@ from ppl.statements import deterministic, factor, plate, sample, scope
 
 __version__ = "0.1.0"
 
+_LATER = {"check": "ppl.check", "vi": "ppl.inference.vi"}
+
 
 def __getattr__(name: str) -> Any:
-    """Import `ppl.check` when it is first used: it is not needed for inference."""
-    if name == "check":
+    """Import `ppl.check` and `ppl.vi` when they are first used: most runs need neither."""
+    if name in _LATER:
         import importlib
 
-        return importlib.import_module("ppl.check")
+        return importlib.import_module(_LATER[name])
     raise AttributeError(f"module 'ppl' has no attribute {name!r}")
 
 

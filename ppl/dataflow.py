@@ -211,3 +211,20 @@ def _refuse_mismatch(p: Placed, q: Placed) -> None:
                 fix="use different addresses in the branches",
             )
         )
+
+
+def ancestors(jaxpr: Any) -> dict[str, frozenset[str]]:
+    """Give, for every site, all that its distribution or presence can depend on.
+
+    A site of a loop whose later draws depend on its earlier ones is among its own ancestors.
+    """
+    flow = _Pass()
+    inputs = [_Flow()] * (len(jaxpr.constvars) + len(jaxpr.invars))
+    opened = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+    flow.run(opened, inputs, frozenset())
+    found = dict(flow.parents)
+    while True:
+        wider = {a: p.union(*(found.get(x, frozenset()) for x in p)) for a, p in found.items()}
+        if wider == found:
+            return found
+        found = wider

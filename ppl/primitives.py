@@ -35,6 +35,14 @@ from ppl.stacking import stacked
 Kind = Literal["latent", "observed", "deterministic", "factor"]
 
 
+class GradientEstimator:
+    """How the derivative of an expectation passes a site; `ppl.vi` has the kinds.
+
+    It has no part in the measure: only `ppl.vi.expectation` asks for it. Subclasses are pytrees,
+    whose arrays (a baseline) may be computed by the model.
+    """
+
+
 class Operands(NamedTuple):
     """The data of a site. `present` is false where an untaken branch holds the site."""
 
@@ -42,6 +50,7 @@ class Operands(NamedTuple):
     value: PyTree = None
     present: Any = None
     scale: Any = None
+    grad: GradientEstimator | None = None
 
 
 class Domain(NamedTuple):

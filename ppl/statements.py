@@ -38,7 +38,7 @@ from ppl.errors import (
     message,
     named_keywords,
 )
-from ppl.primitives import Operands, Site, bind, facts
+from ppl.primitives import GradientEstimator, Operands, Site, bind, facts
 
 
 @named_keywords
@@ -47,6 +47,7 @@ def sample(
     distribution: Distribution,
     obs: ArrayLike | None = None,
     *,
+    grad: GradientEstimator | None = None,
     tags: tuple[Any, ...] = (),
 ) -> Array:
     """Draw a value, or observe one.
@@ -58,6 +59,8 @@ def sample(
         address: a name, unique in the program (after scopes).
         distribution: any `ppl.distributions` object; inside plates it is expanded to their sizes.
         obs: data of exactly the (expanded) distribution's shape, or None.
+        grad: how `ppl.vi.expectation` differentiates through the draw, such as `ppl.vi.enum()`;
+            None for reparameterisation where there is one, else REINFORCE.
         tags: hashable hints for transformers; no influence on the meaning.
 
     Returns:
@@ -67,6 +70,7 @@ def sample(
         OutsideModelError: no model is being traced.
         ObservationError: `obs` has another shape or dtype, or lies outside the support.
         DistributionError: a parameter known now is outside its domain.
+        ArgumentError: `grad` is no estimator, or the site is observed.
     """
     here, source = _here("sample", address), _source()
     name = here.prefix + address
@@ -80,7 +84,9 @@ def sample(
         )
     d = _expand(distribution, here, name, source)
     value = None if obs is None else _observation(obs, d, name, source)
-    return emit(address, d, value, here, scale=_scale(here), tags=tags)
+    if grad is not None:
+        _check_grad(grad, value, name, source)
+    return emit(address, d, value, here, scale=_scale(here), grad=grad, tags=tags)
 
 
 def emit(
@@ -90,6 +96,7 @@ def emit(
     here: Context,
     *,
     scale: Any = None,
+    grad: GradientEstimator | None = None,
     tags: tuple[Any, ...] = (),
 ) -> Array:
     """Stage a site whose distribution and value already have the full batch shape."""
@@ -109,7 +116,7 @@ def emit(
     else:
         shape, dtype = value.shape, value.dtype
     kind = "latent" if value is None else "observed"
-    leaves, tree = jax.tree.flatten(Operands(d, value, None, scale))
+    leaves, tree = jax.tree.flatten(Operands(d, value, None, scale, grad))
     site = Site(
         name, kind, tree, shape, dtype, source, here, plates=here.plates, tags=tags, **facts(d)
     )
@@ -331,6 +338,23 @@ def _concrete(x: Any) -> np.ndarray | None:
     if _jax.is_tracer(x) or not isinstance(x, (int, float, np.ndarray, np.generic, jax.Array)):
         return None
     return np.asarray(x)
+
+
+def _check_grad(grad: Any, value: Any, name: str, source: str) -> None:
+    if isinstance(grad, GradientEstimator) and value is None:
+        return
+    known = isinstance(grad, GradientEstimator)
+    raise ArgumentError(
+        message(
+            f"sample got grad={grad!r} at {at(name, source)}"
+            + (", which is observed" if known else ""),
+            needs="an estimator at a latent site" if known else "a gradient estimator",
+            why="nothing is drawn at an observation" if known else "",
+            fix="leave grad out"
+            if known
+            else f'ppl.sample("{name}", ..., grad=ppl.vi.reinforce())',
+        )
+    )
 
 
 def _plate_shape(here: Context, shape: tuple[int, ...], name: str, source: str) -> tuple[int, ...]:

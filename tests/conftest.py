@@ -12,8 +12,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling takes most of the time: compile fast, not fast code. The processes that tests start
 # inherit it; what the user's XLA_FLAGS say comes last, and so holds.
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
+    FAST = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{FAST} {os.environ.get('XLA_FLAGS', '')}"
+else:
+    FAST = ""
 
 import hypothesis
 import jax

@@ -199,6 +199,20 @@ def chains(mesh: Any) -> dict[str, Any]:
     }
 
 
+def adapted(mesh: Any) -> dict[str, Any]:
+    """Chains that stay in step and share what they adapt; then with other numbers for them."""
+    kernel = ppl.kernels.chees()
+    chees = ppl.mcmc(normal(FEW), kernel, num_samples=20, num_warmup=20, num_chains=8)
+    alone, other = (ppl.run(chees, key, progress=False) for key in (0, 1))
+    shared = ppl.run(chees, 0, progress=False, mesh=mesh)
+    return {
+        "apart": apart([alone.draws, alone.stats], [shared.draws, shared.stats]),
+        "another key": apart(alone.draws, other.draws),
+        "shape": shared["mu"].shape,
+        "parts": parts(shared.state.start),
+    }
+
+
 def refused(mesh: Any) -> dict[str, str]:
     three = jax.make_mesh((3,), ("particles",), devices=jax.devices()[:3])
     cases = {
@@ -240,7 +254,8 @@ def main(task: str, index: str = "", port: str = "") -> None:
         found: Any = two()
     else:
         mesh = jax.make_mesh((4, 2), ("hosts", "devices"))
-        tasks = [finite, simple, refused] if task == "quick" else [large, held, tempered, chains]
+        slow = [large, held, tempered, chains, adapted]
+        tasks = slow if task == "slow" else [finite, simple, refused]
         found = {f.__name__: f(mesh) for f in tasks}
         if task == "slow":
             found["two"] = two()

@@ -1,11 +1,14 @@
 """Every notebook runs, in its own kernel, without an error or a warning on the page."""
 
+import os
 import re
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+
+from tests.conftest import FAST
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -57,6 +60,9 @@ def kernel(monkeypatch, tmp_path):
     """Let a kernel started now import the checkout, and keep its files out of the way."""
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures on the page, as a reader sees them
+    # Compiled as a reader's is: a notebook runs for longer than it compiles.
+    flags = os.environ.get("XLA_FLAGS", "").replace(FAST, "")
+    monkeypatch.setenv("XLA_FLAGS", flags.strip())  # a blank would be the name of a file
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     return tmp_path
 

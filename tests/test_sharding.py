@@ -139,6 +139,15 @@ def test_tempering_and_chains_share(slow):
 
 
 @pytest.mark.slow
+def test_chains_that_adapt_together_share(slow):
+    found = slow["adapted"]
+    assert found["apart"] < 1e-9  # of draws, step sizes, lengths of trajectories
+    assert found["another key"] > 0.1
+    assert found["parts"] == [[1, 1]]
+    assert found["shape"] == [8, 20]
+
+
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(slow):
     with socket.socket() as s:
         s.bind(("localhost", 0))

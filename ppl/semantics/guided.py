@@ -30,7 +30,9 @@ from ppl.statements import factor
 
 
 @named_keywords
-def guided(program: Program, proposal: Program, operation: str = "guided") -> Program:
+def guided(
+    program: Program, proposal: Program, operation: str = "guided", subsampled: bool = False
+) -> Program:
     """Draw latent sites from a proposal, and weigh them for it.
 
     **Meaning.** The measure of `program`, as long as the proposal can propose whatever the program
@@ -49,6 +51,9 @@ def guided(program: Program, proposal: Program, operation: str = "guided") -> Pr
         program: any program.
         proposal: a program without scores that draws some of the latent addresses.
         operation: what error messages say was called.
+        subsampled: let the proposal draw members of a plate with `subsample_size=`. Its density
+            counts as often there as the program's: the log weight then has the mean it has with all
+            members, but the weight is no longer one of the program's measure.
 
     Raises:
         AddressError: the proposal draws an address the program does not have, or of another shape.
@@ -57,7 +62,7 @@ def guided(program: Program, proposal: Program, operation: str = "guided") -> Pr
             is masked.
     """
     require_program(operation, program)
-    _check(program, require_program(operation, proposal), operation)
+    _check(program, require_program(operation, proposal), operation, subsampled)
     return stage(_guided, (program, proposal, operation), name=f"guided({program.name})")
 
 
@@ -98,7 +103,8 @@ class _Drawing(Interpreter):
         if site.kind != "latent":
             return value_of(site, leaves)
         address = self.apart.get(site.address, site.address)
-        (value,) = bind(dataclasses.replace(site, address=address), leaves)
+        plain, bare = with_operand(site, leaves, "scale", None, mapped=False)
+        (value,) = bind(dataclasses.replace(plain, address=address), bare)
         density = log_prob(site, leaves, value)
         # Where it is joint for several lanes or iterations of the program, each gets its share.
         rank = max(density.ndim, value.ndim - len(self.theirs[site.address].shape))
@@ -143,11 +149,13 @@ def _ratio(site: Site, leaves: list[Any], value: Any, proposed: Any) -> Any:
 # --- What a proposal must be --------------------------------------------------------------------
 
 
-def _check(program: Program, proposal: Program, operation: str) -> None:
+def _check(program: Program, proposal: Program, operation: str, subsampled: bool) -> None:
     check_addresses(f"{operation}(proposal=)", proposal.latents, program.latents)
     for address in proposal.latents:
         _check_site(f"{operation} got a proposal", proposal.sites[address], program.sites[address])
     for site in proposal.structure.open_scores:
+        if subsampled and site.kind == "latent" and program.sites[site.address].weighted:
+            continue
         raise OpenObservationsError(
             message(
                 f"{operation} got a proposal that scores at {at(site.address, site.source)}",

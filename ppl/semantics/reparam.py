@@ -82,7 +82,7 @@ class Untransformed:
         Args:
             d: the site's distribution.
         """
-        return _transformed(d)[0]
+        return transformed(d)[0]
 
     def forward(self, d: Distribution, x: Any) -> Any:
         """Map the base site's value to the site's.
@@ -91,7 +91,7 @@ class Untransformed:
             d: the site's distribution.
             x: the base site's value.
         """
-        for transform in _transformed(d)[1]:
+        for transform in transformed(d)[1]:
             x = transform(x)
         return x
 
@@ -121,12 +121,13 @@ def _location_scale(d: Distribution) -> tuple[Distribution, Any]:
     return core, rebuild
 
 
-def _transformed(d: Distribution) -> tuple[Distribution, list[Any]]:
+def transformed(d: Distribution) -> tuple[Distribution, list[Any]]:
+    """Take a transformed distribution apart: its base, with the same axes, and the transforms."""
     if isinstance(d, dist.Independent):  # pyright: ignore[reportAttributeAccessIssue]
-        base, transforms = _transformed(d.base_dist)
+        base, transforms = transformed(d.base_dist)
         return base.to_event(d.reinterpreted_batch_ndims), transforms
     if isinstance(d, dist.ExpandedDistribution):  # pyright: ignore[reportAttributeAccessIssue]
-        base, transforms = _transformed(d.base_dist)
+        base, transforms = transformed(d.base_dist)
         return base.expand(d.batch_shape), transforms
     if isinstance(d, dist.TransformedDistribution):  # pyright: ignore[reportAttributeAccessIssue]
         return d.base_dist, list(d.transforms)

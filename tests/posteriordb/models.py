@@ -29,6 +29,8 @@ class Posterior:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_samples: int = 1000
     x64: bool = False
+    # Whether the fit runs for longer than it compiles, and so is worth compiling for speed.
+    long: bool = False
     # Where all chains start, if that has to be told; None for the package's own starts.
     init: Mapping[str, Any] | None = None
 
@@ -395,8 +397,8 @@ _CORRELATED: Mapping[str, Any] = {"low_rank": 8}
 POSTERIORS: dict[str, Posterior] = {
     "arK-arK": Posterior(arK),
     "arma-arma11": Posterior(arma11),
-    "bball_drive_event_1-hmm_drive_1": Posterior(hmm_drive, x64=True),
-    "diamonds-diamonds": Posterior(diamonds, settings={"low_rank": 26}, x64=True),
+    "bball_drive_event_1-hmm_drive_1": Posterior(hmm_drive, x64=True, long=True),
+    "diamonds-diamonds": Posterior(diamonds, settings={"low_rank": 26}, x64=True, long=True),
     "earnings-earn_height": Posterior(earn_height, settings=_CORRELATED, x64=True),
     "earnings-logearn_height": Posterior(logearn_height, settings=_CORRELATED, x64=True),
     "earnings-logearn_interaction_z": Posterior(logearn_interaction_z),
@@ -404,7 +406,7 @@ POSTERIORS: dict[str, Posterior] = {
         logearn_logheight_male, settings=_CORRELATED, x64=True
     ),
     "eight_schools-eight_schools_centered": Posterior(
-        eight_schools_centered, settings={"target_accept": 0.995}, num_samples=6000
+        eight_schools_centered, settings={"target_accept": 0.995}, num_samples=6000, long=True
     ),
     "eight_schools-eight_schools_noncentered": Posterior(
         eight_schools_noncentered, choices=standardised
@@ -416,6 +418,7 @@ POSTERIORS: dict[str, Posterior] = {
         lotka_volterra,
         settings=_CORRELATED,
         x64=True,
+        long=True,
         init={"theta": [0.5, 0.03, 0.8, 0.03], "z_init": [30.0, 5.0], "sigma": [0.3, 0.3]},
     ),
     "kidiq-kidscore_momhs": Posterior(kidscore_momhs),

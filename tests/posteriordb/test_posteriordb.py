@@ -7,7 +7,9 @@ of quantiles, at 5. Were the errors normal and known, a sound sampler would fail
 probability 394 * (6.3e-5 + 5.7e-7) = 2.5%. Seeds are fixed: a red test stays red.
 """
 
+import contextlib
 import json
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 import ppl
 from ppl.results.diagnostics import mcse, rhat
+from ppl.semantics import suspended
 from tests.posteriordb.formulas import FORMULAS, student_reference
 from tests.posteriordb.models import POSTERIORS, entry, gather
 
@@ -119,10 +122,22 @@ def test_unconstrained_space_has_the_dimension_and_round_trips(
         assert np.all(np.isfinite(x))
 
 
+# `tests/conftest.py` has everything compiled fast, at level 0. This is `suspended._block`, the loop
+# over the steps, at XLA's own level, as users have it.
+_BLOCK = suspended._compiled(
+    suspended._block_impl,
+    (0, 2),
+    xla_cpu_enable_concurrency_optimized_scheduler=False,
+    xla_backend_optimization_level=3,
+)
+
+
 def fit(name: str, data: Any, key: int) -> ppl.Chains:
     posterior = POSTERIORS[name]
     kernel = ppl.kernels.nuts(**posterior.settings)
-    with jax.enable_x64(posterior.x64):
+    patch = unittest.mock.patch.object(suspended, "_block", _BLOCK)
+    block = patch if posterior.long else contextlib.nullcontext()
+    with block, jax.enable_x64(posterior.x64):
         program, num = posterior.program(data), posterior.num_samples
         fitted = ppl.mcmc(program, kernel, num_samples=num, init=posterior.init)
         return ppl.run(fitted, key=key, progress=False)

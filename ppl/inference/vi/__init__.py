@@ -1,0 +1,64 @@
+"""Programmable variational inference: objectives are programs, and so are their gradients."""
+
+from ppl.inference.vi.constructs import marginal, normalize
+from ppl.inference.vi.estimators import enum, ignore, implicit, mvd, reinforce, reparam
+from ppl.inference.vi.expectation import expectation, grad_estimate
+from ppl.inference.vi.guides import (
+    Guide,
+    delta,
+    flow,
+    full_rank,
+    guide,
+    laplace,
+    low_rank,
+    mean_field,
+    structured,
+)
+from ppl.inference.vi.handler import estimators
+from ppl.inference.vi.objective import Objective
+from ppl.inference.vi.objectives import (
+    ciwae,
+    elbo,
+    evidence_bound,
+    f_divergence,
+    forward_kl,
+    iwelbo,
+    miwae,
+    piwae,
+    renyi,
+    wake_sleep,
+)
+
+__all__ = [
+    "Guide",
+    "Objective",
+    "ciwae",
+    "delta",
+    "elbo",
+    "enum",
+    "estimators",
+    "evidence_bound",
+    "expectation",
+    "f_divergence",
+    "flow",
+    "forward_kl",
+    "full_rank",
+    "grad_estimate",
+    "guide",
+    "ignore",
+    "implicit",
+    "iwelbo",
+    "laplace",
+    "low_rank",
+    "marginal",
+    "mean_field",
+    "miwae",
+    "mvd",
+    "normalize",
+    "piwae",
+    "reinforce",
+    "renyi",
+    "reparam",
+    "structured",
+    "wake_sleep",
+]

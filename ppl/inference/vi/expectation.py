@@ -1,0 +1,287 @@
+"""`expectation`: a program of unbiased estimates whose derivatives are unbiased too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl._types import PyTree
+from ppl.context import context
+from ppl.counts import count
+from ppl.dataflow import ancestors
+from ppl.errors import (
+    ArgumentError,
+    message,
+    named_keywords,
+)
+from ppl.inference.vi.checking import check
+from ppl.inference.vi.surrogate import Drawn, Known, Surrogate
+from ppl.interpreter import Frame, Interpreter, Record, evaluate
+from ppl.primitives import Site, value_of
+from ppl.program import Program, require_program
+from ppl.semantics.weighted import traced
+from ppl.staging import stage
+
+#: The most combinations of values of sites that are summed over in whole.
+MOST_LISTED = 256
+
+
+@named_keywords
+def expectation(program: Program, num_samples: int = 1, maximize: bool = False) -> Program:
+    """Estimate the expected value of a program so that derivatives may be taken.
+
+    **Meaning.** The value has the mean of `program`'s value, and its derivatives in whatever the
+    program's arrays are made from, of any order, have the derivatives of that mean: run it under
+    `jax.grad`, `jax.hessian` and their like. Each site is passed as its estimator says
+    (`ppl.sample(..., grad=)` or `ppl.vi.estimators`); where none is given, by reparameterisation if
+    that is possible, else by REINFORCE.
+
+    Args:
+        program: a program without scores whose value is one real number.
+        num_samples: independent runs that are averaged; from two on, each has the mean of the
+            others as baseline at REINFORCE sites without one of their own.
+        maximize: the expectation is climbed, not descended: the gradient of learned baselines
+            changes sign, so that they learn along.
+
+    Returns:
+        A program of the number. Its sites are those of `program`, and their like for the values
+        that enumeration and measure-valued derivatives look at.
+
+    Raises:
+        OpenObservationsError: the program scores.
+        ArgumentError: its value is not one number, or `num_samples` is too small for a baseline.
+        UnsupportedError: an estimator does not fit its site, or a site stands in a `while_loop`.
+
+    Source: stochastic computation graphs with surrogates of any order after Foerster et al. (2018)
+    and van Krieken et al. (2021); estimators per site as in Lew et al. (2023) and Becker et
+    al. (2024), who run the rest of the program as a continuation where here it is run again.
+    """
+    require_program("expectation", program)
+    samples = count("expectation", "num_samples", num_samples)
+    check(program, samples)
+    name = f"expectation({program.name})"
+    return stage(_expectation, (program, samples, bool(maximize)), name=name)
+
+
+@named_keywords
+def grad_estimate(function: Any, num_samples: int = 1) -> Any:
+    """Estimate the gradient of an expectation, as a program.
+
+    **Meaning.** The mean of the program's value is the gradient, in the parameters, of the expected
+    value of `function(params)`; as a program it can be enumerated, checked, averaged or used in
+    another one. To descend a gradient, `jax.grad` of `ppl.run(ppl.vi.expectation(...), key)` is the
+    same thing in one pass.
+
+    Args:
+        function: a model of parameters whose value is one real number, or anything else that makes
+            such a program of parameters.
+        num_samples: as for `expectation`.
+
+    Returns:
+        A function of the parameters, a pytree of real arrays, that gives a program of a pytree of
+        the same form.
+    """
+    samples = count("grad_estimate", "num_samples", num_samples)
+    if isinstance(function, Program) or not callable(function):
+        raise ArgumentError(
+            message(
+                f"grad_estimate got {type(function).__name__}",
+                needs="a model of the parameters, or a function that makes a program of them",
+                fix="ppl.vi.grad_estimate(cost)(params)",
+            )
+        )
+
+    def of(params: PyTree) -> Program:
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), params)
+        name = f"grad_estimate({getattr(function, '__name__', 'objective')})"
+        return stage(_gradient, (function, params, samples), name=name)
+
+    return of
+
+
+# --- One estimate -------------------------------------------------------------------------------
+
+
+class _Terms(NamedTuple):
+    """By combination of listed values: its probability, cost, sums, and what forks add."""
+
+    probability: Any
+    cost: Any
+    tally: Any
+    forked: Any
+
+
+def _expectation(program: Program, num_samples: int, maximize: bool) -> Any:
+    one = _Estimate(program)
+    if num_samples == 1:
+        terms = jax.tree.map(lambda x: jnp.asarray(x)[None], one.terms())
+    else:
+        terms = jax.vmap(lambda _: one.terms())(jnp.arange(num_samples))
+    stop, tally = jax.lax.stop_gradient, terms.tally
+    p, cost = terms.probability, terms.cost
+    value = jnp.exp(tally.score) * cost + tally.control
+    if num_samples > 1:
+        means = stop(jnp.sum(p * cost, 1))
+        others = (jnp.sum(means) - means) / (num_samples - 1)
+        value = value - others[:, None] * (jnp.exp(tally.free) - 1)
+    learned = tally.square - stop(cost) * tally.linear
+    learned = stop(p) * (learned - stop(learned))
+    return jnp.mean(jnp.sum(p * value + terms.forked + (-1 if maximize else 1) * learned, 1))
+
+
+class _Estimate:
+    """The runs of a program that make one estimate."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.latents = [s for s in program.sites if s.kind == "latent"]
+        self.ancestors = ancestors(program.structure.jaxpr)
+
+    def run(self, interpreter: Surrogate, known: Mapping[str, Known], *, frozen: bool = False):
+        s, data = self.program.structure, (self.program.consts, self.program.args)
+        if frozen:
+            data = jax.lax.stop_gradient(data)
+        outs, tally, records = evaluate(interpreter, s.jaxpr, *data, given=known)
+        return jnp.asarray(outs[0], jnp.result_type(float)), tally, records
+
+    def terms(self) -> _Terms:
+        first = Surrogate()
+        cost, tally, records = self.run(first, {})
+        listed = self._listed(first.supports, records)
+        if not listed:
+            forked = self._forked(records, {})
+            return _Terms(*jax.tree.map(lambda x: x[None], (jnp.ones(()), cost, tally, forked)))
+        self.supports = first.supports
+        supports = [first.supports[a] for a, n in listed.items() for _ in range(n)]
+        rows = np.array(list(itertools.product(*map(np.arange, map(len, supports)))))
+        values, start = {}, 0
+        for address, number in listed.items():
+            chosen = first.supports[address][rows[:, start : start + number]]
+            shape = self._elements(address, records)
+            values[address] = jnp.asarray(chosen.reshape(len(rows), *shape, *chosen.shape[2:]))
+            start += number
+        return jax.vmap(lambda v: self._combination(v, records))(values)
+
+    def _combination(self, values: dict[str, Any], shared: Mapping[str, Record]) -> Any:
+        known = {a: Known(v, listed=True) for a, v in values.items()}
+        known |= self._shared(shared, frozenset(values), known)
+        cost, tally, records = self.run(Surrogate("listed/"), known)
+        chance = self._chance(records, values)
+        cost = _possible(chance, cost)
+        return _Terms(chance, cost, tally, self._forked(records, values))
+
+    def _chance(self, records: Mapping[str, Record], listed: Mapping[str, Any]) -> Any:
+        """Give the probability of the listed values; sites that are not there are listed too."""
+        chance = jnp.ones((), jnp.result_type(float))
+        for address in listed:
+            found, present = records[address].value.probability, records[address].present
+            if present is not None:
+                flag = present.reshape(present.shape + (1,) * (found.ndim - present.ndim))
+                found = jnp.where(flag, found, 1.0 / len(self.supports[address]))
+            chance = chance * jnp.prod(found)
+        return chance
+
+    def _listed(self, supports: dict[str, Any], records: Mapping[str, Record]) -> dict[str, int]:
+        """Choose the sites to sum over in whole, with their numbers of elements."""
+        found: dict[str, int] = {}
+        total = 1
+        for site in self.latents:
+            if site.address not in supports:
+                continue
+            number = math.prod(self._elements(site.address, records))
+            if number * math.log(len(supports[site.address])) + math.log(total) > math.log(
+                MOST_LISTED + 0.5
+            ):
+                continue
+            found[site.address] = number
+            total *= len(supports[site.address]) ** number
+        return found
+
+    def _elements(self, address: str, records: Mapping[str, Record]) -> tuple[int, ...]:
+        rank = len(self.program.sites[address].placed.prefix)
+        shape = records[address].value.alternatives.coefficients.shape
+        return (*shape[:rank], *shape[rank + 1 :])
+
+    def _shared(
+        self, records: Mapping[str, Record], changed: frozenset[str], known: Mapping[str, Known]
+    ) -> dict[str, Known]:
+        """Say what a run with changes at some sites has in common with an earlier one."""
+        found: dict[str, Known] = {}
+        for address, record in records.items():
+            drawn: Drawn = record.value
+            if address in known:
+                continue
+            if self.ancestors[address] & changed:
+                found[address] = Known(drawn.value, drawn.parameters, record.present)
+            else:
+                found[address] = Known(drawn.value)
+        return found
+
+    def _forked(self, records: Mapping[str, Record], listed: Mapping[str, Any]) -> Any:
+        """Add up the costs of runs with one element changed, as far as the derivative needs."""
+        total = jnp.zeros((), jnp.result_type(float))
+        for address, record in records.items():
+            if address not in listed and record.value.alternatives is not None:
+                total = total + self._fork(address, records, listed)
+        return total
+
+    def _fork(self, address: str, records: Mapping[str, Record], listed: Mapping[str, Any]) -> Any:
+        drawn: Drawn = records[address].value
+        rank = len(self.program.sites[address].placed.prefix)
+        assert drawn.alternatives is not None
+        values, coefficients = (jnp.moveaxis(x, rank, 0) for x in drawn.alternatives)
+        shape = coefficients.shape[1:]
+        fixed = {a: Known(x, listed=True) for a, x in listed.items()}
+        known = self._shared(records, frozenset([address]), fixed) | fixed
+
+        def cost(value: Any, element: Any) -> Any:
+            mask = jnp.arange(math.prod(shape)).reshape(shape) == element
+            here = known[address]
+            here = Known(here.value, here.parameters, here.present, mask, value)
+            interpreter = Surrogate(f"{address}/instead/", forks=False)
+            cost, _, found = self.run(interpreter, {**known, address: here}, frozen=True)
+            chance = self._chance(found, listed)
+            return chance * _possible(chance, cost)
+
+        over = jax.vmap(jax.vmap(cost, in_axes=(None, 0)), in_axes=(0, None))
+        costs = over(jax.lax.stop_gradient(values), jnp.arange(math.prod(shape)))
+        costs = jax.lax.stop_gradient(costs).reshape(coefficients.shape)
+        return jnp.sum(coefficients * costs)
+
+
+def _possible(chance: Any, cost: Any) -> Any:
+    """Let what cannot happen cost nothing."""
+    return jnp.where((chance == 0) & ~jnp.isfinite(cost), 0.0, cost)
+
+
+# --- The gradient as a program ------------------------------------------------------------------
+
+
+class _Fixed(Interpreter):
+    """Take every draw from what is given."""
+
+    name, unbounded, rebinds = "ppl.vi.grad_estimate", False, False
+
+    def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        return frame.given[site.address] if site.kind == "latent" else value_of(site, leaves)
+
+
+def _gradient(function: Any, params: PyTree, num_samples: int) -> PyTree:
+    def estimate(params: PyTree) -> Program:
+        with context(None):  # the function makes a program; it is no part of this one
+            return expectation(require_program("expectation", function(params)), num_samples)
+
+    choices = traced(estimate(jax.lax.stop_gradient(params)))().choices
+
+    def fixed(params: PyTree) -> Any:
+        program = estimate(params)
+        s = program.structure
+        return evaluate(_Fixed(), s.jaxpr, program.consts, program.args, given=choices).outs[0]
+
+    return jax.grad(fixed)(params)

@@ -1,0 +1,305 @@
+"""One run of a program whose derivative is unbiased: what each site becomes.
+
+Every draw is made with the derivative taken off its parameters, so that derivatives pass only where
+an estimator says. A later run under other values at some sites (`Known.override`) makes the draws
+of an earlier one again wherever their distribution is the same: what both have in common they
+share, and the law of each is as if it had been drawn alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import Distribution
+
+from ppl._types import pytree, static
+from ppl.distributions import describe
+from ppl.errors import UnsupportedError, at, message
+from ppl.inference.vi.alternatives import (
+    Alternatives,
+    enumerating,
+    measure_valued,
+    probabilities,
+    supported,
+)
+from ppl.inference.vi.estimators import (
+    Enum,
+    Ignore,
+    Implicit,
+    MeasureValued,
+    Reinforce,
+    Reparam,
+)
+from ppl.inference.vi.noise import Noise, implicit_noise_of, noise_of
+from ppl.interpreter import Frame, Interpreter
+from ppl.primitives import (
+    GradientEstimator,
+    Operands,
+    Site,
+    facts,
+    lanes,
+    log_prob,
+    presence,
+    sample_p,
+    value_of,
+    with_operand,
+)
+from ppl.semantics.handlers import lifted
+
+
+class Drawn(NamedTuple):
+    """What a run kept of a site: its value or noise, and the parameters it was drawn from."""
+
+    value: Any
+    parameters: Any = None
+    alternatives: Alternatives | None = None
+    probability: Any = None
+
+
+@pytree
+class Known:
+    """What a run is told of a site.
+
+    Where `present` (None: everywhere) and the `parameters` (None: whatever they are) are those of
+    the site, it has the `value` of an earlier run, else a draw of its own. Where `mask` is true it
+    has the value in `override`.
+    """
+
+    value: Any
+    parameters: Any = None
+    present: Any = None
+    mask: Any = None
+    override: Any = None
+    listed: bool = static(default=False)
+
+
+class Tally(NamedTuple):
+    """What a run adds up: the log of the score factor, and terms of baselines.
+
+    `score` is zero with the derivative of the log density of scored draws; `free` is the part of
+    it of sites that were given no baseline. `control` is zero, with minus the derivative of the
+    score times the baseline. `linear` and `square` are what learned baselines need.
+    """
+
+    score: Any
+    free: Any
+    control: Any
+    linear: Any
+    square: Any
+
+
+def estimator_at(site: Site, d: Distribution, chosen: GradientEstimator | None) -> Any:
+    """Give the estimator of a site: what was chosen, or what suits the distribution."""
+    if chosen is None:
+        return Reinforce() if noise_of(d) is None else Reparam()
+    noise = {Reparam: noise_of, Implicit: implicit_noise_of}.get(type(chosen))
+    if noise is not None and noise(d) is None:
+        name = type(chosen).__name__.lower()
+        raise UnsupportedError(
+            message(
+                f"ppl.vi.{name} got {describe(d)} at {at(site.address, site.source)}",
+                needs="a continuous distribution whose draws are a differentiable function of its "
+                "parameters",
+                why="there is no such function here",
+                fix=f'ppl.sample("{site.address}", ..., grad=ppl.vi.reinforce())'
+                + (", or ppl.vi.enum() if its values are few" if site.discrete else ""),
+            )
+        )
+    return chosen
+
+
+def site_estimator(site: Site, leaves: Any) -> Any:
+    """Give the estimator of a site from its operands."""
+    operands = site.operands(leaves)
+    assert operands.distribution is not None
+    return estimator_at(site, operands.distribution, operands.grad)
+
+
+class Surrogate(Interpreter):
+    """Draw every site as its estimator wants, and add up what the scored ones need."""
+
+    name = "ppl.vi.expectation"
+    unbounded, rebinds, weighs = False, True, True
+
+    def __init__(self, prefix: str = "", *, forks: bool = True):
+        self.prefix, self.forks = prefix, forks
+        self.supports: dict[str, Any] = {}
+
+    def zero(self) -> Any:
+        nothing = jnp.zeros((), jnp.result_type(float))
+        return Tally(*[nothing] * len(Tally._fields))
+
+    def sample(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
+        if site.kind != "latent":
+            return value_of(site, leaves)
+        estimator = site_estimator(site, leaves)
+        if isinstance(estimator, Reparam | Implicit):
+            return self._moved(frame, site, leaves, estimator)
+        return self._drawn(frame, site, leaves, estimator)
+
+    def _moved(self, frame: Frame, site: Site, leaves: list[Any], estimator: Any) -> Any:
+        find = noise_of if isinstance(estimator, Reparam) else implicit_noise_of
+
+        def noise(d: Distribution | None) -> Noise:
+            found = None if d is None else find(d)
+            assert found is not None
+            return found
+
+        def base(operands: Operands) -> Operands:
+            return operands._replace(distribution=noise(operands.distribution).base, grad=None)
+
+        def forward(operands: Operands, x: Any) -> Any:
+            moved = noise(operands.distribution).forward(operands.distribution, x)  # type: ignore
+            return jnp.asarray(moved, site.dtype)
+
+        inner, base_leaves = lifted(site, leaves, base)
+        of_one = noise(site.operands(leaves).distribution).base
+        seeds = type(of_one).__name__ == "Seed"
+        shape, dtype = ((2,), jnp.uint32) if seeds else (site.shape, site.dtype)
+        inner = dataclasses.replace(inner, shape=shape, dtype=dtype, plates=(), **facts(of_one))
+        known = frame.given.get(site.address)
+        x = self._take(inner, [_stopped(b) for b in base_leaves], known)
+        frame.record(site, leaves, Drawn(x))
+        return lanes(site, forward)(leaves, x)
+
+    def _drawn(self, frame: Frame, site: Site, leaves: list[Any], estimator: Any) -> Any:
+        bare_site, bare_leaves = with_operand(site, leaves, "grad", None, mapped=False)
+        frozen = [_stopped(x) for x in bare_leaves]
+        known = frame.given.get(site.address)
+        value = _stopped(self._take(bare_site, frozen, known))
+        kept = Drawn(value, _parameters(site, leaves))
+        if known is not None and known.listed:
+            kept = Drawn(value, None, None, lanes(site, _probability)(leaves, value))
+        elif isinstance(estimator, Reinforce):
+            frame.add(_scored(site, leaves, value, estimator))
+        elif isinstance(estimator, Enum | MeasureValued):
+            if not self.forks:
+                return value
+            kept = kept._replace(
+                alternatives=self._alternatives(bare_site, bare_leaves, value, estimator)
+            )
+        elif not isinstance(estimator, Ignore):
+            raise AssertionError(f"an estimator without a rule: {estimator!r}")
+        frame.record(site, leaves, kept)
+        return value
+
+    def _take(self, site: Site, leaves: list[Any], known: Known | None) -> Any:
+        if known is not None and known.parameters is None and known.present is None:
+            value = known.value
+        else:
+            (value,) = self._bind(site, leaves)
+            if known is not None:
+                same = _same(site, leaves, known)
+                value = jnp.where(_wide(same, value), known.value, value)
+        if known is not None and known.mask is not None:
+            value = jnp.where(_wide(known.mask, value), known.override, value)
+        return value
+
+    def _bind(self, site: Site, leaves: list[Any]) -> Any:
+        return sample_p.bind(
+            *leaves, site=dataclasses.replace(site, address=self.prefix + site.address)
+        )
+
+    def _alternatives(self, site: Site, leaves: Any, value: Any, estimator: Any) -> Alternatives:
+        d = site.operands(leaves).distribution
+        assert d is not None
+        if isinstance(estimator, Enum):
+            forking = enumerating(site)
+            self.supports[site.address] = supported(site, d)
+        else:
+            forking = measure_valued(site, d)
+        extra = jnp.zeros(site.sizes)
+        if forking.extra is not None:
+            other = forking.extra
+
+            def beside(operands: Operands) -> Operands:
+                assert operands.distribution is not None
+                return operands._replace(distribution=other(operands.distribution))
+
+            inner, extra_leaves = lifted(site, leaves, beside)
+            if type(other(d)).__name__ == "Seed":
+                inner = dataclasses.replace(inner, shape=(2,), dtype=jnp.uint32, plates=())
+                inner = dataclasses.replace(inner, **facts(other(d)))
+            inner = dataclasses.replace(inner, address=f"{site.address}/alternatives")
+            (extra,) = self._bind(inner, [_stopped(x) for x in extra_leaves])
+
+        def one(operands: Operands, value: Any, extra: Any) -> Alternatives:
+            assert operands.distribution is not None
+            found = forking.of(operands.distribution, value, extra)
+            values = jnp.asarray(found.values, site.dtype)
+            if operands.present is None:
+                return Alternatives(values, found.coefficients)
+            return Alternatives(values, jnp.where(operands.present, found.coefficients, 0.0))
+
+        return lanes(site, one)(leaves, value, extra)
+
+
+# --- Pieces -------------------------------------------------------------------------------------
+
+
+def _stopped(x: Any) -> Any:
+    return jax.lax.stop_gradient(x)
+
+
+def _wide(flag: Any, value: Any) -> Any:
+    return flag.reshape(flag.shape + (1,) * (value.ndim - flag.ndim))
+
+
+def _parameters(site: Site, leaves: Any) -> Any:
+    def one(operands: Operands) -> Any:
+        return [_stopped(jnp.asarray(x)) for x in jax.tree.leaves(operands.distribution)]
+
+    return lanes(site, one)(leaves)
+
+
+def _same(site: Site, leaves: Any, known: Known) -> Any:
+    """Tell, per lane, whether a site exists as it did, with the parameters it had."""
+    same = jnp.ones(site.sizes, bool)
+    if known.present is not None:
+        same = same & known.present
+    if known.parameters is not None:
+        for old, new in zip(known.parameters, _parameters(site, leaves), strict=True):
+            axes = tuple(range(len(site.sizes), new.ndim))
+            same = same & jnp.all(old == new, axis=axes)
+    return same
+
+
+def _probability(operands: Operands, value: Any) -> Any:
+    assert operands.distribution is not None
+    return probabilities(operands.distribution, value)
+
+
+def _scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
+    density = log_prob(site, leaves, value)
+    density = jnp.sum(density, axis=tuple(range(len(site.sizes), density.ndim)))
+    rise = density - _stopped(density)
+    nothing = jnp.zeros((), jnp.result_type(float))
+    baseline = estimator.baseline
+    if baseline is None:
+        return Tally(jnp.sum(rise), jnp.sum(rise), nothing, nothing, nothing)
+
+    def one(operands: Operands) -> Any:
+        assert isinstance(operands.grad, Reinforce)
+        return jnp.asarray(operands.grad.baseline, jnp.result_type(float))
+
+    baseline = lanes(site, one)(leaves)
+    if baseline.shape != density.shape:
+        raise UnsupportedError(
+            message(
+                f"reinforce got a baseline of shape {baseline.shape[len(site.sizes) :]} at "
+                f"{at(site.address, site.source)}",
+                needs="one number",
+                why="the cost is one number, whatever the shape of the draw",
+                fix="ppl.vi.reinforce(baseline=jnp.mean(baseline))",
+            )
+        )
+    control = jnp.sum(-_stopped(baseline) * (jnp.exp(rise) - 1))
+    if not estimator.learn:
+        return Tally(jnp.sum(rise), nothing, control, nothing, nothing)
+    present = presence(site, leaves)
+    if present is not None:
+        baseline = jnp.where(present, baseline, 0.0)
+    return Tally(jnp.sum(rise), nothing, control, jnp.sum(baseline), 0.5 * jnp.sum(baseline**2))
