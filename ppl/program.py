@@ -29,13 +29,15 @@ class Loop:
     `init(*args)` gives a state, `step(state, *args)` a state and an output, `emit(out, *args)`
     what is kept of an output, `finish(state, kept, *args)` the value. All but `finish` are model
     functions; `finish` only rearranges arrays. The first `skip` outputs are not kept, and of the
-    others every `thin`-th. `check(state, *args)` sees the concrete state after `init`, and raises
-    if the loop should not start.
+    others every `thin`-th. `check(state, *args)` sees the concrete state after `init`, and
+    again after the first block, and raises if the loop should not go on.
 
     With `ahead`, a loop is flat: after `init` nothing is drawn, `ahead(block, count, state, *args)`
     makes what `count` steps need of random numbers from seeds in the state, of which
     `step(state, drawn, *args)` gets a row, and `done(out)` tells for each lane whether the step
-    completed one of its outputs. The loop ends when every lane has `length`.
+    completed one of its outputs. The loop ends when every lane has `length`. With `ahead` and no
+    `done`, there are no lanes: every step has an output, as in a loop that is not flat, and the
+    loop ends after exactly `length`. Without `emit` an output is kept as it is.
 
     `lean(*args)` gives the arguments without what only `init`, `check` and `finish` read.
     `hand(value, underway, *args)` gives the value of a run on the host the means to go on.
@@ -43,7 +45,7 @@ class Loop:
 
     init: Callable[..., Any]
     step: Callable[..., Any]
-    emit: Callable[..., Any]
+    emit: Callable[..., Any] | None
     finish: Callable[..., Any]
     length: int
     skip: int = 0
@@ -51,7 +53,7 @@ class Loop:
     label: str = "steps"
     check: Callable[..., None] = lambda state, *args: None
     ahead: Callable[..., Any] | None = None
-    done: Callable[..., Any] = lambda out: None
+    done: Callable[..., Any] | None = None
     lean: Callable[..., Any] = lambda *args: args
     hand: Callable[..., Any] | None = None
 

@@ -48,21 +48,44 @@ def _whole(loop: Loop, *args: Any) -> Any:
     state = loop.init(*args)
     if loop.ahead is None:
         state, outs = jax.lax.scan(lambda s, _: loop.step(s, *args), state, length=loop.length)
+    elif loop.done is None:
+        state, outs = _in_blocks(loop, state, args)
     else:
         state, outs = _flat(loop, state, args)
     kept = jax.tree.map(lambda x: x[loop.skip :][loop.thin - 1 :: loop.thin], outs)
-    return loop.finish(state, jax.vmap(lambda out: loop.emit(out, *args))(kept), *args)
+    if (emit := loop.emit) is not None:
+        kept = jax.vmap(lambda out: emit(out, *args))(kept)
+    return loop.finish(state, kept, *args)
+
+
+def _in_blocks(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
+    """Run a loop without lanes: whole blocks, and of a last one no more than is needed."""
+    assert loop.ahead is not None
+    ahead, count = loop.ahead, block_length(loop, state, args)
+
+    def block(state: Any, number: Any, steps: int = count) -> Any:
+        drawn = jax.tree.map(lambda x: x[:steps], ahead(number, count, state, *args))
+        return jax.lax.scan(lambda s, row: loop.step(s, row, *args), state, drawn)
+
+    whole, rest = divmod(loop.length, count)
+    state, outs = jax.lax.scan(block, state, jnp.arange(whole))
+    outs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+    if rest:
+        state, last = block(state, jnp.asarray(whole), rest)
+        outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
+    return state, outs
 
 
 def _flat(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
     """Run a flat loop until every lane has its outputs, which lie where they belong."""
     assert loop.ahead is not None
-    ahead, count = loop.ahead, block_length(loop, state, args)
+    assert loop.done is not None
+    ahead, finished, count = loop.ahead, loop.done, block_length(loop, state, args)
 
     def step(carry: Any, drawn: Any) -> Any:
         state, made, outs = carry
         state, out = loop.step(state, drawn, *args)
-        done = loop.done(out)
+        done = finished(out)
         place = jnp.where(done, made, loop.length), jnp.arange(done.shape[0])
         outs = jax.tree.map(lambda xs, x: xs.at[place].set(x, mode="drop"), outs, out)
         return (state, made + done, outs), None
@@ -76,7 +99,7 @@ def _flat(loop: Loop, state: Any, args: tuple[Any, ...]) -> Any:
         lambda s, *a: jax.tree.map(lambda x: x[0], ahead(0, 1, s, *a)), state, *args
     )
     out = jax.eval_shape(lambda s, x, *a: loop.step(s, x, *a)[1], state, drawn, *args)
-    lanes = jax.eval_shape(loop.done, out).shape
+    lanes = jax.eval_shape(finished, out).shape
     outs = jax.tree.map(lambda s: jnp.zeros((loop.length, *s.shape), s.dtype), out)
     start = jnp.zeros((), int), state, jnp.zeros(lanes, int), outs
     end = jax.lax.while_loop(lambda c: jnp.any(c[2] < loop.length), block, start)
@@ -88,10 +111,12 @@ def block_length(loop: Loop, state: Any, args: tuple[Any, ...]) -> int:
     if loop.ahead is None:
         return BLOCK
     ahead = loop.ahead
-    drawn = jax.eval_shape(lambda s, *a: ahead(0, 1, s, *a), state, *args)
-    # Of one lane, whose draws do not depend on how many there are.
-    numbers = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(drawn))
-    return int(2 ** np.clip(math.floor(math.log2(NUMBERS / max(numbers, 1))), 4, 11))
+    drawn = jax.eval_shape(lambda s: ahead(0, 1, s, *args), state)
+    # Of one lane, whose draws do not depend on how many there are. Without lanes, where a step is
+    # short, blocks may be longer.
+    lead, most = (1, 4 * NUMBERS) if loop.done is None else (2, NUMBERS)
+    numbers = sum(math.prod(x.shape[lead:]) for x in jax.tree.leaves(drawn))
+    return int(2 ** np.clip(math.floor(math.log2(most / max(numbers, 1))), 4, 11))
 
 
 def drive(
@@ -163,12 +188,15 @@ class Underway:
         """
         total = self.loop.skip + length * self.loop.thin
         rows = self.lanes.rows
-        done, saved = rows.least, time.monotonic()
+        done, saved, first = rows.least, time.monotonic(), True
         with progress_bar(progress, total, self.loop.label) as bar:
             bar.advance(min(done, total))
             try:
                 while self.ready < length:
                     self.lanes.advance(total)
+                    if first:
+                        self.loop.check(self.lanes.gathered, *self.args)
+                        first = False
                     bar.advance(min(rows.least, total) - min(done, total))
                     done = rows.least
                     if self.checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -243,7 +271,7 @@ class _Lanes:
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), drawn)
             step, (_, row) = _open(loop.step, (like, one), args)
             self.ahead = place(self.ahead)
-        emit, _ = _open(loop.emit, (row,), args)
+        emit = None if loop.emit is None else _open(loop.emit, (row,), args)[0]
         self.step, self.emit = place((step, emit))
         self.like, self.row = like, row
 
@@ -266,7 +294,7 @@ class _Lanes:
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
         with _undivided():
             self.state, self.steps = state, self.steps + count
-            self.rows.add(None if self.ahead is None else self.loop.done(outs), outs)
+            self.rows.add(None if self.loop.done is None else self.loop.done(outs), outs)
         if not self.in_step:  # with other processes, whose clocks differ
             # Short blocks for slow models, long ones for fast.
             pace = SECONDS / max(time.perf_counter() - began, 1e-6)
@@ -279,19 +307,22 @@ class _Lanes:
         number = self.steps // self.block
         if self.drawn is None or self.drawn[0] != number:
             self.drawn = None  # of two blocks only one is held
-            self.drawn = number, _ahead(self.interpret, self.ahead, self.state, number)
+            make = _ahead if self.loop.done else _ahead_of_steps
+            self.drawn = number, make(self.interpret, self.ahead, self.state, number)
         return self.drawn[1]
 
     def _needed(self, total: int) -> int:
         """Guess how many steps are left, so that the last block is not much too long."""
         left = total - self.rows.least
-        if self.loop.ahead is None:
+        if self.loop.done is None:
             return left
         return max(16, int(1.05 * left * self.steps / max(self.rows.least, 1)) + 1)
 
     def emitted(self, length: int) -> Any:
         """Bring the first rows into their final form, always as many at a time."""
         rows = self.rows.take(length)
+        if self.emit is None:
+            return rows
 
         def chunk(start: int) -> Any:
             some = jax.tree.map(lambda x: _padded(x[start : start + CHUNK]), rows)
@@ -390,6 +421,8 @@ def _ahead_impl(interpret: Any, ahead: Program, state: Any, number: Any) -> Any:
 
 
 _ahead = _compiled(_ahead_impl, (0,))
+# Where a step is one update, drawing is a small part of the work, and compiling it a large one.
+_ahead_of_steps = _compiled(_ahead_impl, (0,), xla_backend_optimization_level=1)
 
 
 def _block_impl(

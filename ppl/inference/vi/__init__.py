@@ -3,6 +3,8 @@
 from ppl.inference.vi.constructs import marginal, normalize
 from ppl.inference.vi.estimators import enum, ignore, implicit, mvd, reinforce, reparam
 from ppl.inference.vi.expectation import expectation, grad_estimate
+from ppl.inference.vi.fit import fit
+from ppl.inference.vi.fitted import Fit
 from ppl.inference.vi.guides import (
     Guide,
     delta,
@@ -28,10 +30,13 @@ from ppl.inference.vi.objectives import (
     renyi,
     wake_sleep,
 )
+from ppl.inference.vi.stopping import Plateau
 
 __all__ = [
+    "Fit",
     "Guide",
     "Objective",
+    "Plateau",
     "ciwae",
     "delta",
     "elbo",
@@ -40,6 +45,7 @@ __all__ = [
     "evidence_bound",
     "expectation",
     "f_divergence",
+    "fit",
     "flow",
     "forward_kl",
     "full_rank",

@@ -127,12 +127,16 @@ def _expectation(program: Program, num_samples: int, maximize: bool) -> Any:
     p, cost = terms.probability, terms.cost
     value = jnp.exp(tally.score) * cost + tally.control
     if num_samples > 1:
-        means = stop(jnp.sum(p * cost, 1))
-        others = (jnp.sum(means) - means) / (num_samples - 1)
+        others = _means_of_others(stop(jnp.sum(p * cost, 1)))
         value = value - others[:, None] * (jnp.exp(tally.free) - 1)
     learned = tally.square - stop(cost) * tally.linear
     learned = stop(p) * (learned - stop(learned))
     return jnp.mean(jnp.sum(p * value + terms.forked + (-1 if maximize else 1) * learned, 1))
+
+
+def _means_of_others(costs: Any) -> Any:
+    """Give the leave-one-out baselines (Mnih & Rezende 2016; Kool et al. 2019)."""
+    return (jnp.sum(costs) - costs) / (len(costs) - 1)
 
 
 class _Estimate:

@@ -272,18 +272,14 @@ def _hand(found: Fit, underway: Any, setting: Setting) -> Fit:
     return dataclasses.replace(found, values=values[: int(found.steps)], underway=underway)
 
 
-def _alone(state: State, setting: Setting) -> tuple[State, Any]:
-    row = jax.tree.map(lambda x: x[0], _ahead(state.steps, 1, state, setting))
-    return _step(state, row, setting)
-
-
 _LOOP = Loop(
     init=_init,
-    step=_alone,
-    emit=lambda value, setting: value,
+    step=_step,
+    emit=None,
     finish=_finish,
     length=0,
     label="fit",
     check=_check,
+    ahead=_ahead,
     hand=_hand,
 )

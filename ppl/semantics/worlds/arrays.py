@@ -220,18 +220,23 @@ def _back(x: Any) -> Any:
 
 
 class _Whole:
-    """An equation as a key: the same object is the same equation."""
+    """An equation as a key: equal to those of the same operation with the same parameters."""
 
-    __slots__ = ("eqn",)
+    __slots__ = ("eqn", "key")
 
     def __init__(self, eqn: Any):
         self.eqn = eqn
+        self.key: Any = (eqn.primitive, eqn.ctx, *sorted(eqn.params.items()))
+        try:
+            hash(self.key)
+        except TypeError:  # then the same object only
+            self.key = id(eqn)
 
     def __hash__(self) -> int:
-        return id(self.eqn)
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Whole) and other.eqn is self.eqn
+        return isinstance(other, _Whole) and other.key == self.key
 
 
 @functools.lru_cache(maxsize=512)
