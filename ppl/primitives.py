@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,11 @@ class GradientEstimator:
     """How the derivative of an expectation passes a site; `ppl.vi` has the kinds.
 
     It has no part in the measure: only `ppl.vi.expectation` asks for it. Subclasses are pytrees,
-    whose arrays (a baseline) may be computed by the model.
+    whose arrays (a baseline) may be computed by the model. Where one `relaxes`, the draws of a
+    discrete site are floating numbers, so that a derivative can pass them.
     """
+
+    relaxes: ClassVar[bool] = False
 
 
 class Operands(NamedTuple):

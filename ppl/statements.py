@@ -113,6 +113,8 @@ def emit(
         )
     if value is None:
         shape, dtype = _signature(d)
+        if grad is not None and grad.relaxes:
+            dtype = jnp.result_type(float)
     else:
         shape, dtype = value.shape, value.dtype
     kind = "latent" if value is None else "observed"

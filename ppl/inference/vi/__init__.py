@@ -1,7 +1,16 @@
 """Programmable variational inference: objectives are programs, and so are their gradients."""
 
 from ppl.inference.vi.constructs import marginal, normalize
-from ppl.inference.vi.estimators import enum, ignore, implicit, mvd, reinforce, reparam
+from ppl.inference.vi.estimators import (
+    enum,
+    gumbel_softmax,
+    ignore,
+    implicit,
+    mvd,
+    reinforce,
+    reparam,
+    straight_through,
+)
 from ppl.inference.vi.expectation import expectation, grad_estimate
 from ppl.inference.vi.fit import fit
 from ppl.inference.vi.fitted import Fit
@@ -51,6 +60,7 @@ __all__ = [
     "full_rank",
     "grad_estimate",
     "guide",
+    "gumbel_softmax",
     "ignore",
     "implicit",
     "iwelbo",
@@ -65,6 +75,7 @@ __all__ = [
     "reinforce",
     "renyi",
     "reparam",
+    "straight_through",
     "structured",
     "wake_sleep",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import ArrayLike
 
@@ -38,6 +38,22 @@ class Enum(GradientEstimator):
 @pytree
 class MeasureValued(GradientEstimator):
     """Difference of two draws: see `mvd`."""
+
+
+@pytree
+class StraightThrough(GradientEstimator):
+    """Differentiate the mean in place of the draw: see `straight_through`."""
+
+    relaxes: ClassVar[bool] = True
+
+
+@pytree
+class GumbelSoftmax(GradientEstimator):
+    """Relax the draw: see `gumbel_softmax`."""
+
+    temperature: Any
+    hard: bool = static(default=False)
+    relaxes: ClassVar[bool] = True
 
 
 @pytree
@@ -127,10 +143,50 @@ def mvd() -> MeasureValued:
     return MeasureValued()
 
 
-def ignore() -> Ignore:
-    """Treat the draw as if its distribution had no parameters. **Biased**, unless it has none.
+def straight_through() -> StraightThrough:
+    """Use the derivative of the mean of the distribution for that of the draw.
 
-    What particle objectives do with resampling (Maddison et al. 2017, section 4).
+    **Biased.** Exact where the cost is linear in the draw (Bengio et al. 2013). For Bernoulli sites
+    and one-hot ones (multinomials of one trial), whose draws are then floating numbers, zeros and
+    ones; it has to be said at the `ppl.sample` statement.
+    """
+    return StraightThrough()
+
+
+@named_keywords
+def gumbel_softmax(temperature: ArrayLike, hard: bool = False) -> GumbelSoftmax:
+    """Put a smooth function of noise in place of the draw.
+
+    **Biased**, in value and derivative. With Gumbel noise g, softmax((logits + g) / temperature)
+    comes near the one-hot draw as the temperature falls, and its derivative varies more (Jang et
+    al. 2017; Maddison et al. 2017). For Bernoulli sites and one-hot ones (multinomials of one
+    trial), whose draws are then floating numbers; it has to be said at the `ppl.sample` statement.
+    What runs the program as it is (`ppl.run`, `ppl.enumerate`) draws zeros and ones.
+
+    Args:
+        temperature: a positive number.
+        hard: draw zeros and ones in `expectation` too, and only differentiate as if relaxed; the
+            value is then unbiased.
+
+    Raises:
+        ArgumentError: the temperature is not positive.
+    """
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ArgumentError(
+            message(
+                f"gumbel_softmax got temperature={temperature!r}",
+                needs="a positive number",
+                fix="ppl.vi.gumbel_softmax(0.5)",
+            )
+        )
+    return GumbelSoftmax(temperature, bool(hard))
+
+
+def ignore() -> Ignore:
+    """Treat the draw as if its distribution had no parameters.
+
+    **Biased**, unless it has none. What particle objectives do with resampling (Maddison et al.
+    2017, section 4).
     """
     return Ignore()
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from ppl._types import pytree, static
-from ppl.distributions import describe
+from ppl.distributions import Seed, describe
 from ppl.errors import UnsupportedError, at, message
 from ppl.inference.vi.alternatives import (
     Alternatives,
@@ -27,13 +27,16 @@ from ppl.inference.vi.alternatives import (
 )
 from ppl.inference.vi.estimators import (
     Enum,
+    GumbelSoftmax,
     Ignore,
     Implicit,
     MeasureValued,
     Reinforce,
     Reparam,
+    StraightThrough,
 )
 from ppl.inference.vi.noise import Noise, implicit_noise_of, noise_of
+from ppl.inference.vi.relaxed import refuse_unrelaxed, relaxed, through
 from ppl.interpreter import Frame, Interpreter
 from ppl.primitives import (
     GradientEstimator,
@@ -95,6 +98,9 @@ def estimator_at(site: Site, d: Distribution, chosen: GradientEstimator | None) 
     """Give the estimator of a site: what was chosen, or what suits the distribution."""
     if chosen is None:
         return Reinforce() if noise_of(d) is None else Reparam()
+    if isinstance(chosen, StraightThrough | GumbelSoftmax):
+        straight = isinstance(chosen, StraightThrough)
+        refuse_unrelaxed(site, d, "straight_through" if straight else "gumbel_softmax")
     noise = {Reparam: noise_of, Implicit: implicit_noise_of}.get(type(chosen))
     if noise is not None and noise(d) is None:
         name = type(chosen).__name__.lower()
@@ -136,28 +142,31 @@ class Surrogate(Interpreter):
         if site.kind != "latent":
             return value_of(site, leaves)
         estimator = site_estimator(site, leaves)
-        if isinstance(estimator, Reparam | Implicit):
+        if isinstance(estimator, Reparam | Implicit | GumbelSoftmax):
             return self._moved(frame, site, leaves, estimator)
         return self._drawn(frame, site, leaves, estimator)
 
     def _moved(self, frame: Frame, site: Site, leaves: list[Any], estimator: Any) -> Any:
-        find = noise_of if isinstance(estimator, Reparam) else implicit_noise_of
-
-        def noise(d: Distribution | None) -> Noise:
-            found = None if d is None else find(d)
+        def noise(operands: Operands) -> Noise:
+            d, chosen = operands.distribution, operands.grad
+            assert d is not None
+            if isinstance(chosen, GumbelSoftmax):
+                heat = chosen.temperature
+                return Noise(Seed(), lambda d, seed: relaxed(d, seed, heat, hard=chosen.hard))
+            found = (noise_of if isinstance(estimator, Reparam) else implicit_noise_of)(d)
             assert found is not None
             return found
 
         def base(operands: Operands) -> Operands:
-            return operands._replace(distribution=noise(operands.distribution).base, grad=None)
+            return operands._replace(distribution=noise(operands).base, grad=None)
 
         def forward(operands: Operands, x: Any) -> Any:
-            moved = noise(operands.distribution).forward(operands.distribution, x)  # type: ignore
-            return jnp.asarray(moved, site.dtype)
+            assert operands.distribution is not None
+            return jnp.asarray(noise(operands).forward(operands.distribution, x), site.dtype)
 
         inner, base_leaves = lifted(site, leaves, base)
-        of_one = noise(site.operands(leaves).distribution).base
-        seeds = type(of_one).__name__ == "Seed"
+        of_one = noise(site.operands(leaves)).base
+        seeds = isinstance(of_one, Seed)
         shape, dtype = ((2,), jnp.uint32) if seeds else (site.shape, site.dtype)
         inner = dataclasses.replace(inner, shape=shape, dtype=dtype, plates=(), **facts(of_one))
         known = frame.given.get(site.address)
@@ -181,9 +190,11 @@ class Surrogate(Interpreter):
             kept = kept._replace(
                 alternatives=self._alternatives(bare_site, bare_leaves, value, estimator)
             )
-        elif not isinstance(estimator, Ignore):
+        elif not isinstance(estimator, Ignore | StraightThrough):
             raise AssertionError(f"an estimator without a rule: {estimator!r}")
         frame.record(site, leaves, kept)
+        if isinstance(estimator, StraightThrough):
+            return lanes(site, _through)(leaves, value)
         return value
 
     def _take(self, site: Site, leaves: list[Any], known: Known | None) -> Any:
@@ -220,7 +231,7 @@ class Surrogate(Interpreter):
                 return operands._replace(distribution=other(operands.distribution))
 
             inner, extra_leaves = lifted(site, leaves, beside)
-            if type(other(d)).__name__ == "Seed":
+            if isinstance(other(d), Seed):
                 inner = dataclasses.replace(inner, shape=(2,), dtype=jnp.uint32, plates=())
                 inner = dataclasses.replace(inner, **facts(other(d)))
             inner = dataclasses.replace(inner, address=f"{site.address}/alternatives")
@@ -270,6 +281,11 @@ def _same(site: Site, leaves: Any, known: Known) -> Any:
 def _probability(operands: Operands, value: Any) -> Any:
     assert operands.distribution is not None
     return probabilities(operands.distribution, value)
+
+
+def _through(operands: Operands, value: Any) -> Any:
+    assert operands.distribution is not None
+    return through(operands.distribution, value)
 
 
 def _scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
