@@ -21,7 +21,8 @@ from ppl.errors import (
     named_keywords,
 )
 from ppl.inference.vi.checking import check
-from ppl.inference.vi.surrogate import Drawn, Known, Surrogate
+from ppl.inference.vi.draws import Drawn, Known
+from ppl.inference.vi.surrogate import Surrogate
 from ppl.interpreter import Frame, Interpreter, Record, evaluate
 from ppl.primitives import Site, value_of
 from ppl.program import Program, require_program
@@ -41,6 +42,10 @@ def expectation(program: Program, num_samples: int = 1, maximize: bool = False) 
     `jax.grad`, `jax.hessian` and their like. Each site is passed as its estimator says
     (`ppl.sample(..., grad=)` or `ppl.vi.estimators`); where none is given, by reparameterisation if
     that is possible, else by REINFORCE.
+
+    An expectation is a program, and so can be a part of another one. Where the cost is a sum over
+    independent lanes, `jax.vmap(lambda x: ppl.vi.expectation(cost.program(params, x))())(data)`
+    inside a model keeps the score of each lane to its own cost.
 
     Args:
         program: a program without scores whose value is one real number.

@@ -9,21 +9,30 @@ share, and the law of each is as if it had been drawn alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
-from ppl._types import pytree, static
 from ppl.distributions import Seed, describe
 from ppl.errors import UnsupportedError, at, message
 from ppl.inference.vi.alternatives import (
     Alternatives,
     enumerating,
     measure_valued,
-    probabilities,
     supported,
+)
+from ppl.inference.vi.draws import (
+    Drawn,
+    Known,
+    Tally,
+    parameters,
+    passing,
+    probability_of,
+    same,
+    scored,
+    stopped,
+    wide,
 )
 from ppl.inference.vi.estimators import (
     Enum,
@@ -36,7 +45,7 @@ from ppl.inference.vi.estimators import (
     StraightThrough,
 )
 from ppl.inference.vi.noise import Noise, implicit_noise_of, noise_of
-from ppl.inference.vi.relaxed import refuse_unrelaxed, relaxed, through
+from ppl.inference.vi.relaxed import refuse_unrelaxed, relaxed
 from ppl.interpreter import Frame, Interpreter
 from ppl.primitives import (
     GradientEstimator,
@@ -44,54 +53,11 @@ from ppl.primitives import (
     Site,
     facts,
     lanes,
-    log_prob,
-    presence,
     sample_p,
     value_of,
     with_operand,
 )
 from ppl.semantics.handlers import lifted
-
-
-class Drawn(NamedTuple):
-    """What a run kept of a site: its value or noise, and the parameters it was drawn from."""
-
-    value: Any
-    parameters: Any = None
-    alternatives: Alternatives | None = None
-    probability: Any = None
-
-
-@pytree
-class Known:
-    """What a run is told of a site.
-
-    Where `present` (None: everywhere) and the `parameters` (None: whatever they are) are those of
-    the site, it has the `value` of an earlier run, else a draw of its own. Where `mask` is true it
-    has the value in `override`.
-    """
-
-    value: Any
-    parameters: Any = None
-    present: Any = None
-    mask: Any = None
-    override: Any = None
-    listed: bool = static(default=False)
-
-
-class Tally(NamedTuple):
-    """What a run adds up: the log of the score factor, and terms of baselines.
-
-    `score` is zero with the derivative of the log density of scored draws; `free` is the part of
-    it of sites that were given no baseline. `control` is zero, with minus the derivative of the
-    score times the baseline. `linear` and `square` are what learned baselines need.
-    """
-
-    score: Any
-    free: Any
-    control: Any
-    linear: Any
-    square: Any
 
 
 def estimator_at(site: Site, d: Distribution, chosen: GradientEstimator | None) -> Any:
@@ -157,8 +123,12 @@ class Surrogate(Interpreter):
             assert found is not None
             return found
 
+        shapes: list[tuple[int, ...]] = []
+
         def base(operands: Operands) -> Operands:
-            return operands._replace(distribution=noise(operands).base, grad=None)
+            found = noise(operands).base
+            shapes.append(tuple(found.shape()))  # of one lane; transforms may reshape it
+            return operands._replace(distribution=found, grad=None)
 
         def forward(operands: Operands, x: Any) -> Any:
             assert operands.distribution is not None
@@ -166,24 +136,24 @@ class Surrogate(Interpreter):
 
         inner, base_leaves = lifted(site, leaves, base)
         of_one = noise(site.operands(leaves)).base
-        seeds = isinstance(of_one, Seed)
-        shape, dtype = ((2,), jnp.uint32) if seeds else (site.shape, site.dtype)
-        inner = dataclasses.replace(inner, shape=shape, dtype=dtype, plates=(), **facts(of_one))
+        dtype = jnp.uint32 if isinstance(of_one, Seed) else site.dtype
+        inner = dataclasses.replace(inner, shape=shapes[-1], dtype=dtype, plates=())
+        inner = dataclasses.replace(inner, **facts(of_one))
         known = frame.given.get(site.address)
-        x = self._take(inner, [_stopped(b) for b in base_leaves], known)
+        x = self._take(inner, [stopped(b) for b in base_leaves], known)
         frame.record(site, leaves, Drawn(x))
         return lanes(site, forward)(leaves, x)
 
     def _drawn(self, frame: Frame, site: Site, leaves: list[Any], estimator: Any) -> Any:
         bare_site, bare_leaves = with_operand(site, leaves, "grad", None, mapped=False)
-        frozen = [_stopped(x) for x in bare_leaves]
+        frozen = [stopped(x) for x in bare_leaves]
         known = frame.given.get(site.address)
-        value = _stopped(self._take(bare_site, frozen, known))
-        kept = Drawn(value, _parameters(site, leaves))
+        value = stopped(self._take(bare_site, frozen, known))
+        kept = Drawn(value, parameters(site, leaves))
         if known is not None and known.listed:
-            kept = Drawn(value, None, None, lanes(site, _probability)(leaves, value))
+            kept = Drawn(value, None, None, lanes(site, probability_of)(leaves, value))
         elif isinstance(estimator, Reinforce):
-            frame.add(_scored(site, leaves, value, estimator))
+            frame.add(scored(site, leaves, value, estimator))
         elif isinstance(estimator, Enum | MeasureValued):
             if not self.forks:
                 return value
@@ -194,7 +164,7 @@ class Surrogate(Interpreter):
             raise AssertionError(f"an estimator without a rule: {estimator!r}")
         frame.record(site, leaves, kept)
         if isinstance(estimator, StraightThrough):
-            return lanes(site, _through)(leaves, value)
+            return lanes(site, passing)(leaves, value)
         return value
 
     def _take(self, site: Site, leaves: list[Any], known: Known | None) -> Any:
@@ -203,10 +173,10 @@ class Surrogate(Interpreter):
         else:
             (value,) = self._bind(site, leaves)
             if known is not None:
-                same = _same(site, leaves, known)
-                value = jnp.where(_wide(same, value), known.value, value)
+                alike = same(site, leaves, known)
+                value = jnp.where(wide(alike, value), known.value, value)
         if known is not None and known.mask is not None:
-            value = jnp.where(_wide(known.mask, value), known.override, value)
+            value = jnp.where(wide(known.mask, value), known.override, value)
         return value
 
     def _bind(self, site: Site, leaves: list[Any]) -> Any:
@@ -235,7 +205,7 @@ class Surrogate(Interpreter):
                 inner = dataclasses.replace(inner, shape=(2,), dtype=jnp.uint32, plates=())
                 inner = dataclasses.replace(inner, **facts(other(d)))
             inner = dataclasses.replace(inner, address=f"{site.address}/alternatives")
-            (extra,) = self._bind(inner, [_stopped(x) for x in extra_leaves])
+            (extra,) = self._bind(inner, [stopped(x) for x in extra_leaves])
 
         def one(operands: Operands, value: Any, extra: Any) -> Alternatives:
             assert operands.distribution is not None
@@ -246,76 +216,3 @@ class Surrogate(Interpreter):
             return Alternatives(values, jnp.where(operands.present, found.coefficients, 0.0))
 
         return lanes(site, one)(leaves, value, extra)
-
-
-# --- Pieces -------------------------------------------------------------------------------------
-
-
-def _stopped(x: Any) -> Any:
-    return jax.lax.stop_gradient(x)
-
-
-def _wide(flag: Any, value: Any) -> Any:
-    return flag.reshape(flag.shape + (1,) * (value.ndim - flag.ndim))
-
-
-def _parameters(site: Site, leaves: Any) -> Any:
-    def one(operands: Operands) -> Any:
-        return [_stopped(jnp.asarray(x)) for x in jax.tree.leaves(operands.distribution)]
-
-    return lanes(site, one)(leaves)
-
-
-def _same(site: Site, leaves: Any, known: Known) -> Any:
-    """Tell, per lane, whether a site exists as it did, with the parameters it had."""
-    same = jnp.ones(site.sizes, bool)
-    if known.present is not None:
-        same = same & known.present
-    if known.parameters is not None:
-        for old, new in zip(known.parameters, _parameters(site, leaves), strict=True):
-            axes = tuple(range(len(site.sizes), new.ndim))
-            same = same & jnp.all(old == new, axis=axes)
-    return same
-
-
-def _probability(operands: Operands, value: Any) -> Any:
-    assert operands.distribution is not None
-    return probabilities(operands.distribution, value)
-
-
-def _through(operands: Operands, value: Any) -> Any:
-    assert operands.distribution is not None
-    return through(operands.distribution, value)
-
-
-def _scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
-    density = log_prob(site, leaves, value)
-    density = jnp.sum(density, axis=tuple(range(len(site.sizes), density.ndim)))
-    rise = density - _stopped(density)
-    nothing = jnp.zeros((), jnp.result_type(float))
-    baseline = estimator.baseline
-    if baseline is None:
-        return Tally(jnp.sum(rise), jnp.sum(rise), nothing, nothing, nothing)
-
-    def one(operands: Operands) -> Any:
-        assert isinstance(operands.grad, Reinforce)
-        return jnp.asarray(operands.grad.baseline, jnp.result_type(float))
-
-    baseline = lanes(site, one)(leaves)
-    if baseline.shape != density.shape:
-        raise UnsupportedError(
-            message(
-                f"reinforce got a baseline of shape {baseline.shape[len(site.sizes) :]} at "
-                f"{at(site.address, site.source)}",
-                needs="one number",
-                why="the cost is one number, whatever the shape of the draw",
-                fix="ppl.vi.reinforce(baseline=jnp.mean(baseline))",
-            )
-        )
-    control = jnp.sum(-_stopped(baseline) * (jnp.exp(rise) - 1))
-    if not estimator.learn:
-        return Tally(jnp.sum(rise), nothing, control, nothing, nothing)
-    present = presence(site, leaves)
-    if present is not None:
-        baseline = jnp.where(present, baseline, 0.0)
-    return Tally(jnp.sum(rise), nothing, control, jnp.sum(baseline), 0.5 * jnp.sum(baseline**2))

@@ -192,6 +192,25 @@ def test_correlated_normal_and_its_second_derivatives():
     assert np.all(np.abs(z_scores(found, jax.hessian(exact)(at))) < LIMIT)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_noise_of_another_shape_than_the_draw(number):
+    """A scalar that is a reshaped vector, drawn in lanes too."""
+
+    @ppl.model
+    def program(p):
+        def lane(i):
+            base = dist.MultivariateNormal(p[None] * i, scale_tril=jnp.ones((1, 1)))
+            reshape = dist.transforms.ReshapeTransform((), (1,))
+            return sample("x", dist.TransformedDistribution(base, reshape))
+
+        return jnp.sum(jax.vmap(lane)(jnp.arange(3.0)))
+
+    def value(p):
+        return ppl.run(vi.expectation(program(p), num_samples=number), 0)
+
+    assert jax.grad(value)(jnp.array(0.3)) == 3.0
+
+
 def test_draws_after_a_discrete_one_share_their_noise():
     """Both values of a site are looked at under the same noise: the difference has no variance."""
 

@@ -24,20 +24,20 @@ def module(name):
 def no_score_in_loops(monkeypatch):
     """The score of sites in a scan is lost: a silent zero."""
     surrogate = module("surrogate")
-    scored = surrogate._scored
+    scored = surrogate.scored
 
     def lost(site, leaves, value, estimator):
         found = scored(site, leaves, value, estimator)
         return jax.tree.map(lambda x: 0 * x, found) if site.address == "x" else found
 
-    monkeypatch.setattr(surrogate, "_scored", lost)
+    monkeypatch.setattr(surrogate, "scored", lost)
     return cost_of(scanned, "reinforce")
 
 
 def draws_shared_too_far(monkeypatch):
     """A run with another value keeps draws whose distribution has changed."""
     surrogate = module("surrogate")
-    monkeypatch.setattr(surrogate, "_same", lambda site, leaves, known: jnp.ones(site.sizes, bool))
+    monkeypatch.setattr(surrogate, "same", lambda site, leaves, known: jnp.ones(site.sizes, bool))
     return cost_of(straight, "mvd")
 
 
@@ -72,12 +72,12 @@ def listed_weights_of_the_first_run(monkeypatch):
 def one_element_for_all(monkeypatch):
     """The other value is put at every lane of a site, not at one."""
     surrogate = module("surrogate")
-    wide = surrogate._wide
+    wide = surrogate.wide
 
     def everywhere(flag, value):
         return jnp.any(wide(flag, value)) | wide(flag, value)
 
-    monkeypatch.setattr(surrogate, "_wide", everywhere)
+    monkeypatch.setattr(surrogate, "wide", everywhere)
     return cost_of(mapped, "mvd")
 
 

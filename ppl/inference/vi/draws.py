@@ -1,0 +1,133 @@
+"""What a run keeps, is told and adds up, and the pieces of drawing one site."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppl._types import pytree, static
+from ppl.errors import UnsupportedError, at, message
+from ppl.inference.vi.alternatives import Alternatives, probabilities
+from ppl.inference.vi.estimators import Reinforce
+from ppl.inference.vi.relaxed import through
+from ppl.primitives import Operands, Site, lanes, log_prob, presence
+
+
+class Drawn(NamedTuple):
+    """What a run kept of a site: its value or noise, and the parameters it was drawn from."""
+
+    value: Any
+    parameters: Any = None
+    alternatives: Alternatives | None = None
+    probability: Any = None
+
+
+@pytree
+class Known:
+    """What a run is told of a site.
+
+    Where `present` (None: everywhere) and the `parameters` (None: whatever they are) are those of
+    the site, it has the `value` of an earlier run, else a draw of its own. Where `mask` is true it
+    has the value in `override`.
+    """
+
+    value: Any
+    parameters: Any = None
+    present: Any = None
+    mask: Any = None
+    override: Any = None
+    listed: bool = static(default=False)
+
+
+class Tally(NamedTuple):
+    """What a run adds up: the log of the score factor, and terms of baselines.
+
+    `score` is zero with the derivative of the log density of scored draws; `free` is the part of
+    it of sites that were given no baseline. `control` is zero, with minus the derivative of the
+    score times the baseline. `linear` and `square` are what learned baselines need.
+    """
+
+    score: Any
+    free: Any
+    control: Any
+    linear: Any
+    square: Any
+
+
+def stopped(x: Any) -> Any:
+    """Take the derivative off."""
+    return jax.lax.stop_gradient(x)
+
+
+def wide(flag: Any, value: Any) -> Any:
+    """Give a flag the axes of a value, whose first ones it has."""
+    return flag.reshape(flag.shape + (1,) * (value.ndim - flag.ndim))
+
+
+def parameters(site: Site, leaves: Any) -> Any:
+    """Give what a site is drawn from, for every lane."""
+
+    def one(operands: Operands) -> Any:
+        return [stopped(jnp.asarray(x)) for x in jax.tree.leaves(operands.distribution)]
+
+    return lanes(site, one)(leaves)
+
+
+def same(site: Site, leaves: Any, known: Known) -> Any:
+    """Tell, per lane, whether a site exists as it did, with the parameters it had."""
+    same = jnp.ones(site.sizes, bool)
+    if known.present is not None:
+        same = same & known.present
+    if known.parameters is not None:
+        for old, new in zip(known.parameters, parameters(site, leaves), strict=True):
+            axes = tuple(range(len(site.sizes), new.ndim))
+            same = same & jnp.all(old == new, axis=axes)
+    return same
+
+
+def probability_of(operands: Operands, value: Any) -> Any:
+    """Give the probability of one lane's value."""
+    assert operands.distribution is not None
+    return probabilities(operands.distribution, value)
+
+
+def passing(operands: Operands, value: Any) -> Any:
+    """Give one lane's value with the derivative of its mean."""
+    assert operands.distribution is not None
+    return through(operands.distribution, value)
+
+
+def scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
+    """Give what a scored draw adds to a run."""
+    density = log_prob(site, leaves, value)
+    density = jnp.sum(density, axis=tuple(range(len(site.sizes), density.ndim)))
+    rise = density - stopped(density)
+    nothing = jnp.zeros((), jnp.result_type(float))
+    baseline = estimator.baseline
+    if baseline is None:
+        return Tally(jnp.sum(rise), jnp.sum(rise), nothing, nothing, nothing)
+
+    def one(operands: Operands) -> Any:
+        assert isinstance(operands.grad, Reinforce)
+        return jnp.asarray(operands.grad.baseline, jnp.result_type(float))
+
+    baseline = lanes(site, one)(leaves)
+    if baseline.shape != density.shape:
+        raise UnsupportedError(
+            message(
+                f"reinforce got a baseline of shape {baseline.shape[len(site.sizes) :]} at "
+                f"{at(site.address, site.source)}",
+                needs="one number",
+                why="the cost is one number, whatever the shape of the draw",
+                fix="ppl.vi.reinforce(baseline=jnp.mean(baseline))",
+            )
+        )
+    control = jnp.sum(-stopped(baseline) * (jnp.exp(rise) - 1))
+    if not estimator.learn:
+        return Tally(jnp.sum(rise), nothing, control, nothing, nothing)
+    present = presence(site, leaves)
+    if present is not None:
+        baseline = jnp.where(present, baseline, 0.0)
+    return Tally(jnp.sum(rise), nothing, control, jnp.sum(baseline), 0.5 * jnp.sum(baseline**2))
