@@ -57,9 +57,9 @@ def mcmc(
         num_samples: draws kept from each chain.
         num_warmup: moves of each chain that adapt the kernel and are not kept.
         num_chains: chains, run side by side.
-        init: starting values by address, of shape (*site) for all chains or (chain, *site); None
-            draws each unconstrained coordinate from Uniform(-2, 2), again until the density and
-            its gradient are finite, and discrete sites from the program, again as well.
+        init: starting values by address, of shape (*site) for all chains or (chain, *site). Those
+            not given are drawn: each unconstrained coordinate from Uniform(-2, 2), again until the
+            density and its gradient are finite, and discrete sites from the program, again as well.
         thin: only every thin-th move is kept.
         keep: addresses whose draws are kept; None for all.
 
@@ -113,6 +113,16 @@ class Setting:
     num_warmup: int = dataclasses.field(metadata={"static": True})
     keep: tuple[str, ...] | None = dataclasses.field(metadata={"static": True})
 
+    @property
+    def complete(self) -> bool:
+        """Whether every starting value is given."""
+        return self.starts is not None and set(self.starts) == set(self.program.latents)
+
+    @property
+    def lanes(self) -> Any:
+        """One entry for each chain: what is given of its start."""
+        return jnp.arange(self.num_chains) if self.starts is None else self.starts
+
 
 def _keep(addresses: Sequence[str]) -> tuple[str, ...]:
     found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
@@ -162,13 +172,12 @@ def _flat_init(setting: Setting) -> _Flat:
 
     def one(given: Any) -> Any:
         seed = sample("seed", dist.Seed())
-        if setting.starts is None:
-            return *drawn_start(space), seed
+        if not setting.complete:
+            return *drawn_start(space, None if setting.starts is None else given), seed
         z = space.flatten(given)
         return z, finite(space, z), seed
 
-    lanes = jnp.arange(setting.num_chains) if setting.starts is None else setting.starts
-    z, ok, seed = jax.vmap(one)(lanes)
+    z, ok, seed = jax.vmap(one)(setting.lanes)
     kernel: Any = setting.kernel
     return _Flat(kernel.flat_start(_gradient(setting), z, seed), ok, z)
 
@@ -194,12 +203,12 @@ def _flat_emit(out: Any, setting: Setting) -> Any:
 
 def _flat_check(flat: _Flat, setting: Setting) -> None:
     def choices(chain: int) -> Any:
-        if setting.starts is None:
+        if setting.starts is None or not setting.complete:
             return unconstrain(setting.program).at(flat.start[chain]).choices
         return {a: x[chain] for a, x in setting.starts.items()}
 
-    given, what = setting.starts is not None, "log density and gradient"
-    require_finite("mcmc", setting.program, flat.ok, choices, given, what)
+    what = "log density and gradient"
+    require_finite("mcmc", setting.program, flat.ok, choices, setting.complete, what)
 
 
 def _flat_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:
@@ -236,29 +245,36 @@ def _moves_init(setting: Setting) -> _Moves:
     program = setting.program
 
     def one(given: Any) -> _Moves:
-        choices = given if setting.starts is not None else _start(program)
+        choices = given
+        if not setting.complete:
+            choices = _start(program, {} if setting.starts is None else given)
         trace = trace_of(program, choices)
         memory = setting.kernel.start(trace)
         ok = jnp.isfinite(trace.log_density)
         return _Moves(trace.choices, memory, jnp.zeros((), int), ok)
 
-    lanes = jnp.arange(setting.num_chains) if setting.starts is None else setting.starts
-    return jax.vmap(one)(lanes)
+    return jax.vmap(one)(setting.lanes)
 
 
-def _start(program: Program) -> Choices:
-    """Draw discrete sites from the program and others from a box, until the density is finite."""
+def _start(program: Program, given: Choices) -> Choices:
+    """Draw discrete sites from the program and others from a box, until the density is finite.
+
+    Args:
+        program: what is fitted.
+        given: values that are not drawn.
+    """
     latents = [s for s in program.sites if s.kind == "latent"]
     continuous = tuple(s.address for s in latents if not s.discrete)
     if len(continuous) == len(latents):
         space = unconstrain(program)
-        return space.unflatten(drawn_start(space)[0])
+        return {**space.unflatten(drawn_start(space, given)[0]), **given}
 
     def search(state: Any) -> Any:
-        drawn = traced(program)().choices
+        drawn = {**traced(program)().choices, **given}
         if continuous:
             space = coordinates("mcmc", trace_of(program, drawn), continuous).space
-            drawn = {**drawn, **space.unflatten(drawn_start(space)[0])}
+            some = {a: x for a, x in given.items() if a in continuous}
+            drawn = {**drawn, **space.unflatten(drawn_start(space, some)[0]), **some}
         return state[0] + 1, drawn, jnp.isfinite(trace_of(program, drawn).log_density)
 
     nowhere = {s.address: jnp.zeros(s.shape, s.dtype) for s in latents}
@@ -295,8 +311,7 @@ def _moves_check(state: _Moves, setting: Setting) -> None:
     def choices(chain: int) -> Any:
         return {a: x[chain] for a, x in state.choices.items()}
 
-    given = setting.starts is not None
-    require_finite("mcmc", setting.program, state.ok, choices, given, "log density")
+    require_finite("mcmc", setting.program, state.ok, choices, setting.complete, "log density")
 
 
 def _moves_hand(chains: Chains, underway: Any, setting: Setting) -> Chains:

@@ -21,8 +21,12 @@ from ppl.statements import sample
 RADIUS, TRIES = 2.0, 100
 
 
-def drawn_start(space: Unconstrained) -> tuple[Any, Any]:
+def drawn_start(space: Unconstrained, given: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
     """Draw a point of unconstrained space until its density and gradient are finite.
+
+    Args:
+        space: the coordinates.
+        given: values, by address, that are not drawn.
 
     Returns:
         The point, and whether it is one.
@@ -31,6 +35,8 @@ def drawn_start(space: Unconstrained) -> tuple[Any, Any]:
     def search(state: Any) -> Any:
         tries, _, _ = state
         z = sample("start", dist.Uniform(-RADIUS, RADIUS).expand([space.size]).to_event(1))
+        if given:
+            z = space.flatten({**space.unflatten(z), **given})
         return tries + 1, z, finite(space, z)
 
     nowhere = jnp.zeros(space.size, jnp.result_type(float))
@@ -53,7 +59,7 @@ def given_starts(
     Args:
         operation: for messages.
         program: what is fitted.
-        init: values of shape (*site) for all chains or (chain, *site), for every latent.
+        init: values of shape (*site) for all chains or (chain, *site).
         num_chains: their number.
     """
     if isinstance(init, Mapping):
@@ -64,10 +70,10 @@ def given_starts(
             else x
             for a, x in init.items()
         }
-        match_choices(f"{operation}(init=)", program, one)
+        match_choices(f"{operation}(init=)", program, one, complete=False)
     else:
         match_choices(f"{operation}(init=)", program, init)
-    sites = [s for s in program.sites if s.kind == "latent"]
+    sites = [s for s in program.sites if s.kind == "latent" and s.address in init]
     return {
         s.address: jnp.broadcast_to(jnp.asarray(init[s.address], s.dtype), (num_chains, *s.shape))
         for s in sites
