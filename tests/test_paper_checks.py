@@ -7,11 +7,15 @@ import pytest
 from scipy.special import gammaln
 
 import ppl
+from benchmarks.timing import Comparison
 from paper_checks import denotational_validation as validation
 from paper_checks import modular_inference_icfp2018 as modular
+from paper_checks import programmable_vi as programmable
+from paper_checks import tighter_bounds as tighter
 from paper_checks.denotational import distances, metropolis
 from paper_checks.denotational.programs import drawn, may_lack_sites
 from paper_checks.icfp2018 import correctness, exact, models, timing
+from paper_checks.vi import cone, vae
 
 CLAIMS = {claim.name: claim for claim in validation.claims()}
 SLOW = {"resample", "SMC", "trace MH"}
@@ -178,4 +182,106 @@ def test_one_wrong_outcome_gives_exit_code_one(fine, monkeypatch, capsys):
     assert modular.main(["--all"]) == (not fine)
     assert asked[0] == (("HMM",), modular.FAST_LENGTHS, modular.FAST_SAMPLES)
     assert asked[1][1] == modular.ALL_LENGTHS
+    assert f"{1 + fine} of 2 claims hold" in capsys.readouterr().out
+
+
+# --- Tighter variational bounds are not necessarily better --------------------------------------
+
+FEW = tighter.Effort(10_000, (16, 64))
+
+
+@pytest.mark.parametrize("name", tighter.SLOPES)
+def test_the_slope_of_a_gradients_ratio(name, monkeypatch):
+    """Within five standard errors of what it may be: false alarms below one in a million."""
+    good, text = tighter.growth(name, FEW)
+    assert good, text
+    monkeypatch.setitem(tighter.MISTAKES, name, (tighter.tight, "none"))
+    good, text = tighter.growth(name, FEW)
+    assert not good
+    assert "MISTAKE UNSEEN" in text
+    expected, recorded = tighter.SLOPES[name]
+    monkeypatch.setitem(tighter.SLOPES, name, (-expected, recorded))
+    assert "verdict  FAILS" in tighter.growth(name, FEW)[1]
+
+
+@pytest.mark.slow
+def test_ratios_are_those_recorded_and_exchanged_numbers_are_seen():
+    good, text = tighter.placement(tighter.FAST)
+    assert good, text
+    assert tighter.levels(tighter.FAST._replace(repetitions=5000), exchanged=True)[0] is False
+
+
+def test_the_floor_of_a_ratio_is_subtracted():
+    """The mean of a block is its signal plus noise of variance 1 / size."""
+    rng = np.random.default_rng(0)
+    size, signal = 100, 0.05
+    mean = signal + rng.standard_normal((25, 4000)) / size**0.5
+    found = tighter.Moments(mean, np.ones_like(mean), size)
+    ratio = np.exp(found.log_ratio())
+    assert abs(ratio - signal) < 5 * 0.00036  # an error of (2 signal / 50) / 4000^0.5 in its square
+    assert np.sqrt(np.mean(mean.mean(0) ** 2)) > 1.05 * signal
+    assert np.exp(found._replace(mean=0 * mean).log_ratio()) == pytest.approx(2500**-0.5)
+
+
+# --- Programmable variational inference ---------------------------------------------------------
+
+ROWS = {row.name: row for row in cone.ROWS}
+FITTED = {"HVI": (-3.05,) * 2, "IWHVI(5)": (-3.05,) * 2, "ELBO": (2.22, 0.0, -3.39, -1.28)}
+
+
+def test_the_evidence_of_the_cone():
+    good, text = programmable.evidence()
+    assert good, text
+
+
+@pytest.mark.parametrize("name", ["ELBO", "IWELBO(5)", "HVI", "IWHVI(5)", "DIWHVI(5, 5)"])
+def test_a_bound_is_that_written_by_hand_and_others_are_not(name):
+    """A z-score above 5.5 has a probability below one in ten million."""
+    row = ROWS[name]
+    params = np.array([[2.0, 0.3, -2.0, -1.9][-len(row.start) :]], np.float32)
+    ours = cone.evaluate(row.sizes, params, 20_000)[0]
+    hand, other = (cone.by_hand(s, params[0], 20_000) for s in (row.sizes, row.mistake))
+    assert abs(programmable._score(ours, hand)) < 5.5
+    assert abs(programmable._score(ours, other)) > 5.5
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "HVI" else [pytest.mark.slow]) for n in FITTED]
+)
+def test_a_bound_comes_to_the_value_of_the_paper(name, monkeypatch):
+    """From near the end of the training. Four deviations are nine of the mean over seeds."""
+    row = ROWS[name]._replace(start=FITTED[name], steps=100)
+    good, text = programmable.objective(row, 4)
+    assert good, text
+    params = np.tile(np.array(row.start, np.float32), (4, 1))
+    for wrong in (params + 0.5, params):  # another end of the training; another published value
+        monkeypatch.setattr(cone, "train", lambda *_, found=wrong: found)
+        good, text = programmable.objective(row, 4)
+        assert not good
+        assert "verdict  FAILS" in text
+        row = row._replace(published=row.published + 0.3)
+
+
+def test_the_gradient_of_the_autoencoder_and_its_time(monkeypatch):
+    good, text = programmable.gradient()
+    assert good, text
+    monkeypatch.setattr(vae, "scores", lambda _: np.array([0.3, -9.0]))
+    assert "verdict  FAILS" in programmable.gradient()[1]
+    for ratio in (1.0, 1.3):
+        times = np.array([np.full(10, ratio), np.ones(10)])
+        good, text = programmable.overhead(64, Comparison(times, 1))
+        assert good == (ratio < 1.1)
+        assert f"value    {ratio:.3f}" in text
+
+
+def test_both_sides_of_the_race_run():
+    assert vae.race(2, 1).seconds.shape == (2, 1)
+
+
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("check", [tighter, programmable])
+def test_one_wrong_verdict_gives_exit_code_one(check, fine, monkeypatch, capsys):
+    monkeypatch.setattr(check, "outcomes", lambda *_, **__: [(True, "one"), (fine, "two")])
+    for arguments in ([], ["--fast"]):
+        assert check.main(arguments) == (not fine)
     assert f"{1 + fine} of 2 claims hold" in capsys.readouterr().out

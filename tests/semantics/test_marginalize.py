@@ -452,3 +452,21 @@ def test_the_chain_of_sites_stays_small():
     exact = np.log(np.sum(p * np.exp(dist.Normal(np.arange(3.0), 1.0).log_prob(0.5))))
     np.testing.assert_allclose(ppl.log_density(marginalize(straight()), {}), exact, rtol=1e-10)
     assert marginalize(chained(Y4[:3])).latents == ("w",)
+
+
+def test_elements_of_one_event_are_summed_together(x64):
+    @ppl.model
+    def program(p, y):
+        z = ppl.sample("z", dist.Bernoulli(p).to_event(1))
+        ppl.sample("y", dist.Normal(z @ jnp.array([1.0, 2.0]), 1.0), obs=y)
+
+    q = program(jnp.array([0.3, 0.6]), 1.0)
+    exact = np.log(ppl.enumerate(q).total_mass)
+    np.testing.assert_allclose(ppl.log_density(ppl.marginalize(q, ["z"]), {}), exact, atol=1e-10)
+    with pytest.raises(UnsupportedError, match=r"2\^30 values.*a plate"):
+        ppl.marginalize(program30(), ["z"])
+
+
+@ppl.model
+def program30():
+    ppl.sample("z", dist.Bernoulli(0.5 * jnp.ones(30)).to_event(1))

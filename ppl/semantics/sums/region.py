@@ -7,6 +7,7 @@ factor. What is known outside of a loop is evaluated there, once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from ppl import _jax
 from ppl.errors import UnsupportedError, at, message
-from ppl.finite import finite_values
+from ppl.finite import MOST_VALUES, finite_values
 from ppl.primitives import Site
 from ppl.semantics.sums.elimination import Factor, factor_of
 from ppl.semantics.sums.flat import Atom, Flat, Item
@@ -166,7 +167,7 @@ class Region:
                 lead = sum(level.mapped[i] for level in site.batch)
                 shapes.append(jax.ShapeDtypeStruct(variable.aval.shape[lead:], variable.aval.dtype))
         jax.eval_shape(list_values, *shapes)
-        return box[0]
+        return _together(site, box[0])
 
     def fact(self, atom: Atom) -> Any:
         """Give an operand's value if it follows from the program's text alone, else None."""
@@ -275,3 +276,24 @@ def _labels(eqn: Any, values: Sequence[Value]) -> list[Any]:
         roots = {g.root for g in meeting.groups}
         mixed = [d for d in union(values) if not roots or set(d.groups) & roots]
         raise Meeting(meeting.operation, mixed, meeting.groups) from None
+
+
+def _together(site: Site, values: np.ndarray) -> np.ndarray:
+    """List the values of an event from those of its elements, where these are independent."""
+    event = site.shape[len(site.shape) - site.event_dim :]
+    apart = event[: len(event) - (values.ndim - 1)]
+    count = math.prod(apart)
+    if not apart:
+        return values
+    if len(values) ** count > MOST_VALUES:
+        raise UnsupportedError(
+            message(
+                f"marginalize got {len(values)}^{count} values of an event at "
+                f"{at(site.address, site.source)}",
+                needs=f"at most {MOST_VALUES}",
+                why="the elements of one event are summed together",
+                fix="a plate in place of to_event, whose members can be summed apart",
+            )
+        )
+    index = np.indices((len(values),) * count).reshape(count, -1).T
+    return values[index].reshape(-1, *event)
