@@ -1,0 +1,1 @@
+"""The parts of `paper_checks.programmable_vi`."""
