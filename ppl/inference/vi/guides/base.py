@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ppl import _jax
 from ppl._types import PyTree, pytree, static
+from ppl.context import context
 from ppl.errors import ArgumentError, UnsupportedError, at, message
 from ppl.program import Program, require_program
 from ppl.semantics.handlers import condition
@@ -124,8 +125,17 @@ class Guide:
             ArgumentError: the parameters have another form; or the function gave no program.
         """
         if self.program is None:
-            program = self.family(params)
-            return require_program("guide", program)
+            with context(None):  # the function makes a program, and is no part of another one
+                program = self.family(params)
+            if not isinstance(program, Program):
+                raise ArgumentError(
+                    message(
+                        f"guide got a function that gave {type(program).__name__}",
+                        needs="a function from parameters to a program",
+                        fix="ppl.vi.guide(model, params), where model is under @ppl.model",
+                    )
+                )
+            return program
         _check_params(self.family.name, self.params, params)
         return stage(_draw, (self.family, self.program, params), name=self.name)
 
