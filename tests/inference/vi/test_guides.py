@@ -587,3 +587,38 @@ def subsampled():
     m = ppl.sample("m", dist.Normal(0.0, 1.0))
     with ppl.plate("n", 4, subsample_size=2) as i:
         ppl.sample("y", dist.Normal(m, 1.0), obs=i * 1.0)
+
+
+def test_a_guide_of_a_function_is_called_inside_a_model():
+    @ppl.model
+    def belief(params):
+        ppl.sample("x", dist.Normal(params["loc"], 1.0))
+
+    guide = guides.guide(belief, {"loc": jnp.array(0.5)})
+
+    @ppl.model
+    def outer():
+        return ppl.log_density(guide(guide.params), {"x": jnp.array(0.0)})
+
+    np.testing.assert_allclose(ppl.run(outer(), 0), stats.norm.logpdf(0.5), atol=1e-10)
+    with pytest.raises(ArgumentError, match="gave float"):
+        guides.guide(lambda params: 1.0, {"loc": jnp.array(0.5)})(guide.params)
+
+
+@pytest.mark.parametrize("make", [guides.full_rank, guides.structured])
+def test_several_samples_of_a_guide_of_scalars(make):
+    """The noise is a vector where the draw is a scalar."""
+
+    @ppl.model
+    def pair():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(x, 1.0))
+
+    guide = make(pair())
+
+    def slope(params):
+        bound = ppl.vi.elbo(pair(), guide(params))
+        return ppl.run(ppl.vi.expectation(bound, num_samples=3), 0)
+
+    for gradient in jax.tree.leaves(jax.grad(slope)(guide.params)):
+        assert np.all(np.isfinite(gradient))
