@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from ppl import distributions as dist
-from ppl._types import PyTree
+from ppl._types import PyTree, pytree, static
 from ppl.context import context, current_context
 from ppl.counts import count
 from ppl.errors import AddressError, ArgumentError, message, named_keywords
+from ppl.inference.vi.objective import at_params
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, bind
 from ppl.program import Program, require_program
@@ -29,13 +30,11 @@ from ppl.semantics.weighted import trace_of, traced
 from ppl.staging import stage
 from ppl.statements import factor, sample, scope
 
-Reverse = Callable[[dict[str, Any]], Program]
+Reverse = Callable[..., Program]
 
 
 @named_keywords
-def marginal(
-    program: Program, guide: Program, reverse: Reverse, num_particles: int = 1
-) -> tuple[Program, Program]:
+def marginal(program: Any, guide: Any, reverse: Reverse, num_particles: int = 1) -> tuple[Any, Any]:
     """Let a guide draw auxiliaries that the program has not.
 
     **Meaning.** With x the program's latents and a the guide's other ones, the guide's density of x
@@ -50,22 +49,29 @@ def marginal(
     (Salimans et al. 2015).
 
     Args:
-        program: any program.
-        guide: a program without scores that draws latents of `program`, and others.
+        program: any program, or a function of parameters that makes one.
+        guide: a program without scores that draws latents of `program`, and others, or a function
+            of parameters that makes one.
         reverse: gives, for a dict of the guide's draws of x, a program without scores that draws
-            the guide's other latents; it must be able to draw whatever the guide can.
+            the guide's other latents; it must be able to draw whatever the guide can. Where program
+            or guide are functions of parameters, it is called with these too: reverse(x, params).
         num_particles: auxiliaries under the average.
 
     Returns:
-        The new program, and its guide.
+        The new program, and its guide; functions of parameters if one of the two was, for an
+        objective.
 
     Raises:
         AddressError: the guide draws nothing of the program's, or `reverse` other addresses than
             the guide's others.
     """
+    number = count("marginal", "num_particles", num_particles)
+    made = [isinstance(x, Program) for x in (program, guide)]
+    if not all(made) and all(m or callable(x) for m, x in zip(made, (program, guide), strict=True)):
+        one, two = (MarginalPart(program, guide, reverse, number, i) for i in (0, 1))
+        return one, two
     require_program("vi.marginal", program)
     require_program("vi.marginal", guide)
-    number = count("marginal", "num_particles", num_particles)
     own = [a for a in guide.latents if a in program.latents]
     if not own:
         raise AddressError(
@@ -79,6 +85,31 @@ def marginal(
     drawn = stage(_draw_guide, (guide, reverse, tuple(own), number), name=f"marginal({guide.name})")
     target = stage(_draw_program, (program, guide, reverse, tuple(own), number), name=program.name)
     return target, drawn
+
+
+@pytree
+class MarginalPart:
+    """One of the two programs of `marginal`, as a function of parameters."""
+
+    program: Any
+    guide: Any
+    reverse: Reverse = static()
+    num_particles: int = static()
+    which: int = static()
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters that the guide brings along to start from; None if it brings none."""
+        return getattr(self.guide, "params", None)
+
+    def __call__(self, params: PyTree) -> Program:
+        """Give the program at these parameters."""
+        program, guide = (at_params(x, params) for x in (self.program, self.guide))
+
+        def reverse(own: dict[str, Any]) -> Program:
+            return self.reverse(own, params)
+
+        return marginal(program, guide, reverse, self.num_particles)[self.which]
 
 
 @named_keywords

@@ -292,6 +292,36 @@ def test_marginal_bounds_tighten():
     assert found[2] - found[0] > 1e-3
 
 
+def test_marginal_of_functions_of_parameters():
+    """The pair goes into an objective, and the reverse is learned along."""
+
+    @ppl.model
+    def learned(x, ph):
+        sample("aux", B(sigmoid(ph[0] - x)))
+
+    def pair(params):
+        return vi.marginal(
+            program_of(params),
+            with_auxiliary(params["ph"]),
+            lambda c: learned(c["a"], params["ph"]),
+            num_particles=2,
+        )
+
+    parts = vi.marginal(
+        program_of,
+        vi.guide(lambda params: with_auxiliary(params["ph"]), PARAMS),
+        lambda c, params: learned(c["a"], params["ph"]),
+        num_particles=2,
+    )
+    objective = vi.elbo(*parts)
+    assert set(objective.params) == set(PARAMS)
+    found = jax.grad(mean(lambda p: vi.expectation(objective(p)), PARAMS))(PARAMS)
+    right = jax.grad(mean(lambda p: vi.elbo(*pair(p)), PARAMS))(PARAMS)
+    np.testing.assert_allclose(ravel_pytree(found)[0], ravel_pytree(right)[0], atol=1e-10)
+    fit = ppl.run(vi.fit(objective, num_steps=3), 0)
+    assert set(fit.guide.latents) >= {"a", "b", "aux"}
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_normalize_preserves_the_program(number):
     program, target = program_of(PARAMS), model(0.9, -1.0)
