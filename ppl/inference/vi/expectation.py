@@ -67,7 +67,7 @@ def expectation(program: Program, num_samples: int = 1, maximize: bool = False) 
     and van Krieken et al. (2021); estimators per site as in Lew et al. (2023) and Becker et
     al. (2024), who run the rest of the program as a continuation where here it is run again.
     """
-    require_program("expectation", program)
+    require_program("vi.expectation", program)
     samples = count("expectation", "num_samples", num_samples)
     check(program, samples)
     name = f"expectation({program.name})"
@@ -284,7 +284,7 @@ class _Fixed(Interpreter):
 def _gradient(function: Any, params: PyTree, num_samples: int) -> PyTree:
     def estimate(params: PyTree) -> Program:
         with context(None):  # the function makes a program; it is no part of this one
-            return expectation(require_program("expectation", function(params)), num_samples)
+            return expectation(require_program("vi.expectation", function(params)), num_samples)
 
     choices = traced(estimate(jax.lax.stop_gradient(params)))().choices
 

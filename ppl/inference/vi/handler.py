@@ -42,7 +42,7 @@ def estimators(program: Program, chosen: Mapping[str, GradientEstimator]) -> Pro
         AddressError: an address is no latent site.
         ArgumentError: a value is no gradient estimator.
     """
-    latents = require_program("estimators", program).latents
+    latents = require_program("vi.estimators", program).latents
     check_addresses("estimators", chosen, latents)
     for address, estimator in chosen.items():
         if not isinstance(estimator, GradientEstimator):

@@ -391,7 +391,7 @@ def test_an_amortised_guide():
         guides.guide(lambda n: amortised(n, y), eqx.nn.MLP(1, 2, 3, 1, key=jax.random.key(0)))
     with pytest.raises(ArgumentError, match="needs a function from parameters"):
         guides.Guide.of(amortised(network, y), params)
-    with pytest.raises(ArgumentError, match="needs a Program"):
+    with pytest.raises(ArgumentError, match="from parameters to a program"):
         guides.guide(lambda p: p, 1.0)(1.0)
     with pytest.raises(ArgumentError, match="made of a function"):
         _ = guide.space

@@ -198,7 +198,7 @@ def require_guidable(operation: str, program: Program, *, subsample: bool = True
     Subsampled plates are allowed where `subsample` is: a guide draws their members as the model
     does.
     """
-    require_program(operation, program)
+    require_program(f"vi.{operation}", program)
     latents = [s for s in program.sites if s.kind == "latent"]
     subsampled = [s.address for s in latents if is_subsample(s)]
     for site in latents:

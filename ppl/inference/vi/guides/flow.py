@@ -162,7 +162,7 @@ def flow(
             message(
                 "flow needs flowjax, which is not installed",
                 needs="the optional library flowjax",
-                fix='pip install "ppl[flows]"',
+                fix='pip install "flowjax>=19.1"',
             )
         ) from None
     space = real_space("flow", program)
