@@ -92,7 +92,8 @@ def reinforce(
     """Use the score function: the cost, less a baseline, times the gradient of the log density.
 
     Unbiased to any order, for every distribution whose density is differentiable in its parameters
-    (Glynn 1987; Williams 1992); any order by the surrogate of Foerster et al. (2018).
+    and whose support does not move with them, which is refused (Glynn 1987; Williams 1992); any
+    order by the surrogate of Foerster et al. (2018).
 
     Args:
         baseline: what is subtracted from the cost: a number, or an array that the model computed

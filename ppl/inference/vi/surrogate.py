@@ -63,7 +63,9 @@ from ppl.semantics.handlers import lifted
 def estimator_at(site: Site, d: Distribution, chosen: GradientEstimator | None) -> Any:
     """Give the estimator of a site: what was chosen, or what suits the distribution."""
     if chosen is None:
-        return Reinforce() if noise_of(d) is None else Reparam()
+        chosen = Reinforce() if noise_of(d) is None else Reparam()
+    if isinstance(chosen, Reinforce):
+        _refuse_moving(site, d)
     if isinstance(chosen, StraightThrough | GumbelSoftmax):
         straight = isinstance(chosen, StraightThrough)
         refuse_unrelaxed(site, d, "straight_through" if straight else "gumbel_softmax")
@@ -81,6 +83,23 @@ def estimator_at(site: Site, d: Distribution, chosen: GradientEstimator | None) 
             )
         )
     return chosen
+
+
+def _refuse_moving(site: Site, d: Distribution) -> None:
+    """Refuse the score of a density whose support moves: it does not know of the ends."""
+    moving = site.domain is not None and any(
+        b is None or isinstance(b, int) for b in site.domain.bounds
+    )
+    if not site.discrete and moving:
+        raise UnsupportedError(
+            message(
+                f"ppl.vi.reinforce got {describe(d)} at {at(site.address, site.source)}, whose "
+                f"support, {site.support}, has ends that are computed",
+                needs="a support that does not depend on parameters",
+                why="what is gained and lost at the ends is no part of the score",
+                fix=f'ppl.sample("{site.address}", ..., grad=ppl.vi.reparam())',
+            )
+        )
 
 
 def site_estimator(site: Site, leaves: Any) -> Any:

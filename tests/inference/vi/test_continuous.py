@@ -239,6 +239,18 @@ def test_default_is_reparameterisation_else_the_score():
     assert sorted(s.address for s in vi.expectation(cost(at)).sites) == ["k", "x"]
 
 
+def test_the_score_of_a_moving_support_is_refused():
+    """The derivative of E x under Uniform(0, p) is 1/2; the score alone would give -p / 2 / p."""
+    at = jnp.array([1.5])
+    make = single(lambda p: dist.Uniform(0.0, p[0]), vi.reinforce(), lambda x: x)
+    with pytest.raises(UnsupportedError, match="reparam"):
+        ppl.run(vi.expectation(make(at)), 0)
+    fixed = single(lambda p: dist.Uniform(0.0, 1.0), vi.reinforce(), lambda x: x * 2.0)
+    assert np.isfinite(ppl.run(vi.expectation(fixed(at)), 0))
+    found = gradients(single(lambda p: dist.Uniform(0.0, p[0]), None, lambda x: x), at)
+    assert abs(z_scores(found, 0.5)[0]) < LIMIT
+
+
 def test_measure_valued_refusal():
     with pytest.raises(UnsupportedError, match="reinforce"):
         vi.expectation(single(FAMILIES["Gamma"][0], vi.mvd(), smooth)(jnp.array([1.0, 1.0])))
