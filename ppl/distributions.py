@@ -230,6 +230,15 @@ class Seed(Distribution):
         """
         return jax.random.bits(key, (*sample_shape, 2), jnp.uint32)
 
+    @staticmethod
+    def key(words: Any) -> Any:
+        """Make a draw a PRNG key.
+
+        Args:
+            words: a draw, of shape (2,).
+        """
+        return jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32")
+
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         """Evaluate the log mass.
 

@@ -48,12 +48,12 @@ def _token(value: Any) -> Hashable:
         try:
             hash(value)
         except TypeError:  # a container of unhashable values
-            return _Same(value)
+            return Same(value)
         return _Equal(value)
-    return _Same(value)
+    return Same(value)
 
 
-class _Same:
+class Same:
     """Hash and compare by identity, keeping the object alive so that its id stays its own."""
 
     __slots__ = ("value",)
@@ -65,7 +65,7 @@ class _Same:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, Same) and other.value is self.value
 
 
 def fingerprint(

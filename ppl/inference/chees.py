@@ -221,7 +221,7 @@ class Chees(FlatKernel):
         """Make what a number of moves need, of shape (move, chain, *)."""
 
         def one(seed: Any) -> Any:
-            key = faster(jax.random.fold_in(jax.random.wrap_key_data(seed), block))
+            key = faster(jax.random.fold_in(dist.Seed.key(seed), block))
             kind = jnp.result_type(float)
             momentum = jax.random.normal(jax.random.fold_in(key, 0), (count, size), kind)
             return momentum, jax.random.uniform(jax.random.fold_in(key, 1), (count,), kind)

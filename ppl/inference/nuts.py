@@ -225,7 +225,7 @@ class Nuts(FlatKernel):
         """Make what a number of leaves need, of shape (leaf, chain, *)."""
 
         def one(seed: Any) -> Any:
-            key = faster(jax.random.fold_in(jax.random.wrap_key_data(seed), block))
+            key = faster(jax.random.fold_in(dist.Seed.key(seed), block))
             kind = jnp.result_type(float)
             momentum = jax.random.normal(jax.random.fold_in(key, 0), (count, size), kind)
             coins = jax.random.uniform(jax.random.fold_in(key, 1), (count, 4), kind)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 
 from ppl._types import Choices, PyTree, pytree, static
@@ -135,7 +134,7 @@ class FromBlackJAX(TraceKernel):
 
 
 def _key() -> Any:
-    return jax.random.wrap_key_data(sample("seed", Seed()))
+    return Seed.key(sample("seed", Seed()))
 
 
 def _started(algorithm: Algorithm, space: Coordinates) -> Any:

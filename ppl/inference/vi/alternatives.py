@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution
 
 from ppl import distributions as dist
-from ppl.distributions import describe
+from ppl.distributions import constraints, describe, support_of
 from ppl.errors import UnsupportedError, at, message
 from ppl.finite import apart, bare, finite_values
 from ppl.primitives import Site
@@ -40,9 +41,16 @@ class Forking(NamedTuple):
 
 def supported(site: Site, d: Distribution) -> Any:
     """List the values of one element of a site, of shape (value, *event)."""
-    return finite_values(
-        apart(d), operation="ppl.vi.enum", address=site.address, source=site.source
-    )
+    where = {"operation": "ppl.vi.enum", "address": site.address, "source": site.source}
+    domain, d = site.domain, apart(d)
+    bounds = () if domain is None else domain.bounds
+    if domain is not None and bounds and all(isinstance(b, np.ndarray) for b in bounds):
+        # Its ends are known, although the distribution's parameters are traced.
+        support = jax.tree.unflatten(domain.tree, bounds)
+        while isinstance(support, type(constraints.independent(constraints.real, 1))):
+            support = support.base_constraint
+        d = dist.ImproperUniform(support, (), d.event_shape)
+    return finite_values(d, **where)
 
 
 def spread(d: Distribution, support: Any) -> Any:
@@ -58,6 +66,12 @@ def probabilities(d: Distribution, values: Any) -> Any:
     """Give the probability of one value of each element, differentiable where it is zero too."""
     d = apart(d)
     core: Any = bare(d)
+    # A site in several branches, and elements that differ, are listed with the values of all.
+    inside, support = None, support_of(d)
+    if hasattr(support, "feasible_like"):
+        inside = support(values)
+        flag = inside.reshape(inside.shape + (1,) * (jnp.ndim(values) - inside.ndim))
+        values = jnp.where(flag, values, support.feasible_like(values))
     if isinstance(core, dist.BernoulliProbs | dist.BernoulliLogits):
         p = _success(core)
         found = jnp.where(values == 1, p, 1 - p)
@@ -68,6 +82,8 @@ def probabilities(d: Distribution, values: Any) -> Any:
         found = jnp.take_along_axis(p, values[..., None], -1)[..., 0]
     else:
         found = jnp.exp(d.log_prob(values))
+    if inside is not None:
+        found = jnp.where(inside, found, 0.0)
     return jnp.broadcast_to(found, (*jnp.shape(values)[: jnp.ndim(values) - d.event_dim],))
 
 
@@ -141,7 +157,7 @@ def _exponential(core: Any, value: Any, extra: Any) -> Any:
 
 
 def _normal(core: Any, value: Any, extra: Any) -> Any:
-    key = jax.random.wrap_key_data(jnp.asarray(extra, jnp.uint32), impl="threefry2x32")
+    key = dist.Seed.key(extra)
     shape, dtype = jnp.shape(value), jnp.result_type(value)
     one, two, three = jax.random.split(key, 3)
     step = core.scale * jnp.sqrt(2 * jax.random.exponential(one, shape, dtype))  # Rayleigh

@@ -16,9 +16,13 @@ from ppl.primitives import Operands, Site, lanes, log_prob, presence
 
 
 class Drawn(NamedTuple):
-    """What a run kept of a site: its value or noise, and the parameters it was drawn from."""
+    """What a run kept of a site: its value or noise, and the parameters it was drawn from.
+
+    `law` numbers the distributions that share an address in exclusive branches.
+    """
 
     value: Any
+    law: Any
     parameters: Any = None
     alternatives: Alternatives | None = None
     probability: Any = None
@@ -28,17 +32,23 @@ class Drawn(NamedTuple):
 class Known:
     """What a run is told of a site.
 
-    Where `present` (None: everywhere) and the `parameters` (None: whatever they are) are those of
-    the site, it has the `value` of an earlier run, else a draw of its own. Where `mask` is true it
-    has the value in `override`.
+    Where `present` (None: everywhere), `law` and `parameters` (None: whatever they are) are those
+    of the site, it has the `value` of an earlier run, else a draw of its own. Where `mask` is true
+    it has the value in `override`.
     """
 
     value: Any
+    law: Any = None
     parameters: Any = None
     present: Any = None
     mask: Any = None
     override: Any = None
     listed: bool = static(default=False)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the value is that of the earlier run, whatever happened before the site."""
+        return self.present is None and self.law is None and self.parameters is None
 
 
 class Tally(NamedTuple):
@@ -75,11 +85,13 @@ def parameters(site: Site, leaves: Any) -> Any:
     return lanes(site, one)(leaves)
 
 
-def same(site: Site, leaves: Any, known: Known) -> Any:
-    """Tell, per lane, whether a site exists as it did, with the parameters it had."""
+def same(site: Site, leaves: Any, known: Known, law: Any) -> Any:
+    """Tell, per lane, whether a site exists as it did, with the law and parameters it had."""
     same = jnp.ones(site.sizes, bool)
     if known.present is not None:
         same = same & known.present
+    if known.law is not None:
+        same = same & (known.law == law)
     if known.parameters is not None:
         for old, new in zip(known.parameters, parameters(site, leaves), strict=True):
             axes = tuple(range(len(site.sizes), new.ndim))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +23,9 @@ from ppl.errors import (
     named_keywords,
 )
 from ppl.inference.vi.checking import check
-from ppl.inference.vi.draws import Drawn, Known
+from ppl.inference.vi.draws import Drawn, Known, wide
 from ppl.inference.vi.surrogate import Surrogate
-from ppl.interpreter import Frame, Interpreter, Record, evaluate
+from ppl.interpreter import Frame, Interpreter, Record, evaluate, placed_sites
 from ppl.primitives import Site, value_of
 from ppl.program import Program, require_program
 from ppl.semantics.weighted import traced
@@ -151,6 +153,9 @@ class _Estimate:
         self.program = program
         self.latents = [s for s in program.sites if s.kind == "latent"]
         self.ancestors = ancestors(program.structure.jaxpr)
+        self.laws: dict[Any, int] = {}
+        places = Counter(p.site.address for p in placed_sites(program.structure.jaxpr))
+        self.several = {a for a, number in places.items() if number > 1}
 
     def run(self, interpreter: Surrogate, known: Mapping[str, Known], *, frozen: bool = False):
         s, data = self.program.structure, (self.program.consts, self.program.args)
@@ -160,7 +165,7 @@ class _Estimate:
         return jnp.asarray(outs[0], jnp.result_type(float)), tally, records
 
     def terms(self) -> _Terms:
-        first = Surrogate()
+        first = Surrogate(self.laws)
         cost, tally, records = self.run(first, {})
         listed = self._listed(first.supports, records)
         if not listed:
@@ -180,7 +185,7 @@ class _Estimate:
     def _combination(self, values: dict[str, Any], shared: Mapping[str, Record]) -> Any:
         known = {a: Known(v, listed=True) for a, v in values.items()}
         known |= self._shared(shared, frozenset(values), known)
-        cost, tally, records = self.run(Surrogate("listed/"), known)
+        cost, tally, records = self.run(Surrogate(self.laws, "listed/"), known)
         chance = self._chance(records, values)
         cost = _possible(chance, cost)
         return _Terms(chance, cost, tally, self._forked(records, values))
@@ -191,8 +196,7 @@ class _Estimate:
         for address in listed:
             found, present = records[address].value.probability, records[address].present
             if present is not None:
-                flag = present.reshape(present.shape + (1,) * (found.ndim - present.ndim))
-                found = jnp.where(flag, found, 1.0 / len(self.supports[address]))
+                found = jnp.where(wide(present, found), found, 1 / len(self.supports[address]))
             chance = chance * jnp.prod(found)
         return chance
 
@@ -227,7 +231,8 @@ class _Estimate:
             if address in known:
                 continue
             if self.ancestors[address] & changed:
-                found[address] = Known(drawn.value, drawn.parameters, record.present)
+                law = drawn.law if address in self.several else None
+                found[address] = Known(drawn.value, law, drawn.parameters, record.present)
             else:
                 found[address] = Known(drawn.value)
         return found
@@ -252,8 +257,8 @@ class _Estimate:
         def cost(value: Any, element: Any) -> Any:
             mask = jnp.arange(math.prod(shape)).reshape(shape) == element
             here = known[address]
-            here = Known(here.value, here.parameters, here.present, mask, value)
-            interpreter = Surrogate(f"{address}/instead/", forks=False)
+            here = dataclasses.replace(here, mask=mask, override=value)
+            interpreter = Surrogate(self.laws, f"{address}/instead/", forks=False)
             cost, _, found = self.run(interpreter, {**known, address: here}, frozen=True)
             chance = self._chance(found, listed)
             return chance * _possible(chance, cost)

@@ -151,7 +151,7 @@ def _estimate(words: Any, arrays: PyTree, setting: Setting) -> tuple[Any, PyTree
     """Estimate value and gradient."""
 
     def value(arrays: PyTree) -> Any:
-        key = jax.random.wrap_key_data(words)
+        key = dist.Seed.key(words)
         (found,) = draw_flat(_objective(arrays, setting), key)
         return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
@@ -59,7 +58,7 @@ def implicit_noise_of(d: Distribution) -> Noise | None:
     if is_discrete(d):
         return None
     if is_implicit(core):
-        return Noise(dist.Seed(), lambda d, seed: implicit_draw(d, _core(d), _key(seed)))
+        return Noise(dist.Seed(), lambda d, seed: implicit_draw(d, _core(d), dist.Seed.key(seed)))
     if type(core).__name__ in ("Gamma", "Beta", "Dirichlet", "StudentT", "InverseGamma", "Chi2"):
         return Noise(dist.Seed(), _sampled)
     return None
@@ -91,9 +90,5 @@ def _through(inner: Noise) -> Callable[[Distribution, Any], Any]:
     return forward
 
 
-def _key(seed: Any) -> Any:
-    return jax.random.wrap_key_data(jnp.asarray(seed, jnp.uint32), impl="threefry2x32")
-
-
 def _sampled(d: Distribution, seed: Any) -> Any:
-    return d.sample(_key(seed))
+    return d.sample(dist.Seed.key(seed))

@@ -10,6 +10,7 @@ from typing import Any
 import optax
 
 from ppl.errors import ArgumentError, message
+from ppl.fingerprint import Same
 
 #: The first optimizer of each make.
 _known: dict[Hashable, Any] = {}
@@ -58,26 +59,11 @@ def _make(value: Any) -> Hashable:
         return type(value), tuple(map(_make, value))
     if value is None or type(value) in (bool, int, float, str, bytes):
         return type(value), repr(value)
-    return _Itself(value)
+    return Same(value)
 
 
 def _content(cell: Any) -> Hashable:
     try:
         return _make(cell.cell_contents)
     except ValueError:  # a cell not filled yet
-        return _Itself(cell)
-
-
-class _Itself:
-    """Compare by identity, keeping the object alive so that its id stays its own."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and other.value is self.value
+        return Same(cell)

@@ -66,7 +66,7 @@ def relaxed(d: Distribution, seed: Any, temperature: Any, *, hard: bool) -> Any:
         hard: give the draw itself the function's derivative.
     """
     core: Any = bare(d)
-    key = jax.random.wrap_key_data(jnp.asarray(seed, jnp.uint32), impl="threefry2x32")
+    key = dist.Seed.key(seed)
     shape: tuple[int, ...] = (*apart(d).batch_shape, *core.event_shape)
     dtype = jnp.result_type(float)
     if isinstance(core, _BERNOULLI):

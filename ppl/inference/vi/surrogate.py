@@ -9,9 +9,11 @@ share, and the law of each is as if it had been drawn alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution
 
 from ppl.distributions import Seed, describe
@@ -115,8 +117,8 @@ class Surrogate(Interpreter):
     name = "ppl.vi.expectation"
     unbounded, rebinds, weighs = False, True, True
 
-    def __init__(self, prefix: str = "", *, forks: bool = True):
-        self.prefix, self.forks = prefix, forks
+    def __init__(self, laws: dict[Any, int], prefix: str = "", *, forks: bool = True):
+        self.laws, self.prefix, self.forks = laws, prefix, forks
         self.supports: dict[str, Any] = {}
 
     def zero(self) -> Any:
@@ -142,35 +144,24 @@ class Surrogate(Interpreter):
             assert found is not None
             return found
 
-        shapes: list[tuple[int, ...]] = []
-
-        def base(operands: Operands) -> Operands:
-            found = noise(operands).base
-            shapes.append(tuple(found.shape()))  # of one lane; transforms may reshape it
-            return operands._replace(distribution=found, grad=None)
-
         def forward(operands: Operands, x: Any) -> Any:
             assert operands.distribution is not None
             return jnp.asarray(noise(operands).forward(operands.distribution, x), site.dtype)
 
-        inner, base_leaves = lifted(site, leaves, base)
-        of_one = noise(site.operands(leaves)).base
-        dtype = jnp.uint32 if isinstance(of_one, Seed) else site.dtype
-        inner = dataclasses.replace(inner, shape=shapes[-1], dtype=dtype, plates=())
-        inner = dataclasses.replace(inner, **facts(of_one))
-        known = frame.given.get(site.address)
-        x = self._take(inner, [stopped(b) for b in base_leaves], known)
-        frame.record(site, leaves, Drawn(x))
+        known, law = frame.given.get(site.address), self._law(site)
+        inner, inner_leaves = _beside(site, leaves, lambda o: noise(o).base)
+        x = self._take(inner, inner_leaves, known, law)
+        frame.record(site, leaves, Drawn(x, law))
         return lanes(site, forward)(leaves, x)
 
     def _drawn(self, frame: Frame, site: Site, leaves: list[Any], estimator: Any) -> Any:
         bare_site, bare_leaves = with_operand(site, leaves, "grad", None, mapped=False)
         frozen = [stopped(x) for x in bare_leaves]
-        known = frame.given.get(site.address)
-        value = stopped(self._take(bare_site, frozen, known))
-        kept = Drawn(value, parameters(site, leaves))
+        known, law = frame.given.get(site.address), self._law(site)
+        value = stopped(self._take(bare_site, frozen, known, law))
+        kept = Drawn(value, law, parameters(site, leaves))
         if known is not None and known.listed:
-            kept = Drawn(value, None, None, lanes(site, probability_of)(leaves, value))
+            kept = Drawn(value, law, probability=lanes(site, probability_of)(leaves, value))
         elif isinstance(estimator, Reinforce):
             frame.add(scored(site, leaves, value, estimator))
         elif isinstance(estimator, Enum | MeasureValued):
@@ -186,13 +177,17 @@ class Surrogate(Interpreter):
             return lanes(site, passing)(leaves, value)
         return value
 
-    def _take(self, site: Site, leaves: list[Any], known: Known | None) -> Any:
-        if known is not None and known.parameters is None and known.present is None:
+    def _law(self, site: Site) -> Any:
+        """Number the distribution of a site: equal for equal parameters of one kind only."""
+        return jnp.full(site.sizes, self.laws.setdefault(site.tree, len(self.laws)))
+
+    def _take(self, site: Site, leaves: list[Any], known: Known | None, law: Any) -> Any:
+        if known is not None and known.shared:
             value = known.value
         else:
             (value,) = self._bind(site, leaves)
             if known is not None:
-                alike = same(site, leaves, known)
+                alike = same(site, leaves, known, law)
                 value = jnp.where(wide(alike, value), known.value, value)
         if known is not None and known.mask is not None:
             value = jnp.where(wide(known.mask, value), known.override, value)
@@ -207,24 +202,20 @@ class Surrogate(Interpreter):
         d = site.operands(leaves).distribution
         assert d is not None
         if isinstance(estimator, Enum):
-            forking = enumerating(site)
-            self.supports[site.address] = supported(site, d)
+            forking, listed = enumerating(site), supported(site, d)
+            # In exclusive branches an address may have other values: all are listed.
+            old = self.supports.setdefault(site.address, listed)
+            if not np.array_equal(old, listed):
+                listed = np.unique(np.concatenate([old, listed]), axis=0)
+            self.supports[site.address] = listed
         else:
             forking = measure_valued(site, d)
         extra = jnp.zeros(site.sizes)
         if forking.extra is not None:
-            other = forking.extra
-
-            def beside(operands: Operands) -> Operands:
-                assert operands.distribution is not None
-                return operands._replace(distribution=other(operands.distribution))
-
-            inner, extra_leaves = lifted(site, leaves, beside)
-            if isinstance(other(d), Seed):
-                inner = dataclasses.replace(inner, shape=(2,), dtype=jnp.uint32, plates=())
-                inner = dataclasses.replace(inner, **facts(other(d)))
+            extra_of = forking.extra
+            inner, extra_leaves = _beside(site, leaves, lambda o: extra_of(_known(o)))
             inner = dataclasses.replace(inner, address=f"{site.address}/alternatives")
-            (extra,) = self._bind(inner, [stopped(x) for x in extra_leaves])
+            (extra,) = self._bind(inner, extra_leaves)
 
         def one(operands: Operands, value: Any, extra: Any) -> Alternatives:
             assert operands.distribution is not None
@@ -235,3 +226,24 @@ class Surrogate(Interpreter):
             return Alternatives(values, jnp.where(operands.present, found.coefficients, 0.0))
 
         return lanes(site, one)(leaves, value, extra)
+
+
+def _known(operands: Operands) -> Distribution:
+    assert operands.distribution is not None
+    return operands.distribution
+
+
+def _beside(site: Site, leaves: list[Any], make: Callable[[Operands], Any]) -> Any:
+    """Give a site's place another distribution, off which the derivative is taken."""
+    made: list[Distribution] = []
+
+    def one(operands: Operands) -> Operands:
+        made.append(make(operands))  # of one lane, whose draw may have another shape
+        return operands._replace(distribution=made[-1], grad=None)
+
+    inner, new = lifted(site, leaves, one)
+    dtype = jnp.uint32 if isinstance(made[-1], Seed) else site.dtype
+    shape, of_all = tuple(made[-1].shape()), inner.operands(new).distribution
+    assert of_all is not None
+    inner = dataclasses.replace(inner, shape=shape, dtype=dtype, plates=(), **facts(of_all))
+    return inner, [stopped(x) for x in new]

@@ -45,18 +45,23 @@ def mean(make, like):
     masses = jax.vmap(lambda c: ppl.log_density(program, c))(given)
     possible = np.flatnonzero(np.asarray(masses) > -np.inf)  # elsewhere there may be no derivative
     given = {a: x[possible] for a, x in given.items()}
-    number = {s.address: len(_values(s)) for s in latents}
+    # How many combinations stand for one placeholder, by site.
+    hidden = {
+        s.address: len(_values(s)) ** (math.prod(s.shape) // math.prod(s.placed.prefix))
+        for s in latents
+    }
 
-    def function(params):
+    def terms(params):
         def one(choices):
             trace = ppl.trace_of(make(params), choices)
-            absent = {a: jnp.sum(~x) * math.log(number[a]) for a, x in trace.present.items()}
+            absent = {a: jnp.sum(~x) * math.log(hidden[a]) for a, x in trace.present.items()}
             log_mass = trace.log_density - sum(absent.values())  # placeholders are listed too
-            return jnp.exp(log_mass) * trace.value
+            return jnp.exp(log_mass), trace.value
 
-        return jnp.sum(jax.vmap(one)(given))
+        return jax.vmap(one)(given)
 
-    return jax.jit(function)
+    np.testing.assert_allclose(jnp.sum(jax.jit(terms)(like)[0]), 1.0, rtol=0, atol=1e-9)
+    return jax.jit(lambda params: jnp.vdot(*terms(params)))
 
 
 def refuse_bias(cost, at):

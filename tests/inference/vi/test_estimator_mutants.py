@@ -37,7 +37,9 @@ def no_score_in_loops(monkeypatch):
 def draws_shared_too_far(monkeypatch):
     """A run with another value keeps draws whose distribution has changed."""
     surrogate = module("surrogate")
-    monkeypatch.setattr(surrogate, "same", lambda site, leaves, known: jnp.ones(site.sizes, bool))
+    monkeypatch.setattr(
+        surrogate, "same", lambda site, leaves, known, law: jnp.ones(site.sizes, bool)
+    )
     return cost_of(straight, "mvd")
 
 
@@ -81,7 +83,26 @@ def one_element_for_all(monkeypatch):
     return cost_of(mapped, "mvd")
 
 
+def laws_taken_for_one(monkeypatch):
+    """Equal parameters are taken for equal distributions, whatever these are."""
+    surrogate = module("surrogate").Surrogate
+    monkeypatch.setattr(surrogate, "_law", lambda self, site: jnp.zeros(site.sizes, int))
+
+    @ppl.model
+    def cost(th):
+        a = ppl.sample("a", dist.Bernoulli(jax.nn.sigmoid(th[0])), grad=vi.mvd())
+        b = jax.lax.cond(
+            a == 1,
+            lambda: ppl.sample("b", dist.Bernoulli(probs=0.7)),
+            lambda: ppl.sample("b", dist.Bernoulli(logits=0.7)),
+        )
+        return jnp.sin(1.0 + a + 2 * b * th[1])
+
+    return cost
+
+
 MUTANTS = [
+    laws_taken_for_one,
     no_score_in_loops,
     draws_shared_too_far,
     absent_sites_counted_with_their_density,

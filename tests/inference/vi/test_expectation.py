@@ -1,5 +1,7 @@
 """`expectation` and `grad_estimate`: unbiased to 1e-10, whatever stands around the draws."""
 
+import sys
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -10,8 +12,6 @@ from jax import lax
 
 import ppl
 import ppl.distributions as dist
-from ppl.errors import AddressError, ArgumentError, OpenObservationsError, UnsupportedError
-from tests.compiling import compilations
 from tests.inference.vi.finite_sums import mean, refuse_bias
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -173,6 +173,70 @@ def test_the_gradient_as_a_program_is_unbiased(kind):
     report = ppl.check.unbiased(vi.grad_estimate(cost)(AT), exact)
     assert report.passed, report
     assert report.false_alarm == 0
+
+
+@pytest.mark.parametrize("function", [straight, scanned, branched, mapped, nested_lane])
+def test_values_looked_at_one_element_at_a_time_are_unbiased(function, monkeypatch):
+    """What enumeration does where all combinations together are too many."""
+    monkeypatch.setattr(sys.modules["ppl.inference.vi.expectation"], "MOST_LISTED", 1)
+    refuse_bias(with_estimators(function, "enum"), AT)
+
+
+@pytest.mark.parametrize("kinds", [("mvd", "reinforce"), ("enum", "mvd"), ("mvd", "enum")])
+def test_laws_that_share_an_address(kinds):
+    """Equal parameters of different laws, in exclusive branches, are no reason to share a draw."""
+
+    @ppl.model
+    def cost(th):
+        a = sample("a", B(sigmoid(th[0])), grad=ESTIMATORS[kinds[0]]())
+        grad = ESTIMATORS[kinds[1]]()
+        b = lax.cond(
+            a == 1,
+            lambda: sample("b", B(probs=th[1]), grad=grad),
+            lambda: sample("b", B(logits=th[1]), grad=grad),
+        )
+        return jnp.sin(1.0 + a + 2 * b * th[1])
+
+    refuse_bias(cost, np.array([0.3, 0.7]))
+
+
+def test_supports_that_share_an_address():
+    @ppl.model
+    def cost(th):
+        a = sample("a", B(sigmoid(th)), grad=vi.enum())
+        b = lax.cond(
+            a == 1,
+            lambda: sample("b", dist.DiscreteUniform(0, 1), grad=vi.enum()),
+            lambda: sample("b", dist.DiscreteUniform(5, 6), grad=vi.enum()),
+        )
+        return jnp.sin(1.0 + a + b * th)
+
+    def exact(th):
+        p = sigmoid(th)
+        one = jnp.sin(2.0 + jnp.array([0.0, 1.0]) * th)
+        zero = jnp.sin(1.0 + jnp.array([5.0, 6.0]) * th)
+        return p * jnp.mean(one) + (1 - p) * jnp.mean(zero)
+
+    at = np.array(0.4)
+    found = jax.value_and_grad(lambda th: ppl.run(vi.expectation(cost(th)), 0))(at)
+    np.testing.assert_allclose(found, jax.value_and_grad(exact)(at), atol=1e-10)
+
+
+def test_elements_of_different_supports():
+    @ppl.model
+    def cost(th):
+        with ppl.plate("n", 2):
+            x = sample("x", dist.Binomial(np.array([1, 2]), sigmoid(th)), grad=vi.enum())
+        return jnp.sin(x[0] + th[1] * x[1])
+
+    def exact(th):
+        q = sigmoid(th)
+        first, second = [1 - q[0], q[0]], [(1 - q[1]) ** 2, 2 * q[1] * (1 - q[1]), q[1] ** 2]
+        pairs = [(i, j) for i in range(2) for j in range(3)]
+        return sum(first[i] * second[j] * jnp.sin(i + th[1] * j) for i, j in pairs)
+
+    found = jax.grad(lambda th: ppl.run(vi.expectation(cost(th)), 0))(AT)
+    np.testing.assert_allclose(found, jax.grad(exact)(AT), atol=1e-10)
 
 
 # --- Random compositions -------------------------------------------------------------------------
@@ -368,85 +432,3 @@ def test_expectations_of_independent_lanes_inside_a_model(kind):
         spreads.append(measure.expect(lambda g: (g - exact) ** 2))
     if kind == "reinforce":
         assert spreads[1] < 0.5 * spreads[0]
-
-
-# --- What users see -------------------------------------------------------------------------------
-
-
-def test_estimators_are_chosen_from_outside():
-    cost = with_estimators(straight, "reinforce")
-    chosen = vi.estimators(cost(AT), {"a": vi.enum(), "b": vi.enum()})
-    exact = mean(cost, AT)(AT)
-    np.testing.assert_allclose(ppl.run(vi.expectation(chosen), 0), exact, atol=1e-10)
-    assert ppl.enumerate(chosen).total_variation(ppl.enumerate(cost(AT))) < 1e-12
-    with pytest.raises(AddressError, match="estimators got"):
-        vi.estimators(cost(AT), {"c": vi.enum()})
-    with pytest.raises(ArgumentError, match="gradient estimator"):
-        vi.estimators(cost(AT), {"a": "enum"})
-
-
-def test_new_parameters_compile_nothing():
-    cost = with_estimators(scanned, "enum")
-    slope = jax.jit(jax.grad(lambda th, key: ppl.run(vi.expectation(cost(th)), key)))
-    slope(AT, jax.random.key(0))
-    ppl.run(vi.expectation(cost(AT)), 0)
-    with compilations() as found:
-        slope(AT + 1, jax.random.key(1))
-        ppl.run(vi.expectation(cost(AT + 1)), 1)
-    assert found.count == 0
-
-
-def test_second_derivatives_by_differences_are_refused():
-    cost = with_estimators(straight, "mvd")
-    with pytest.raises(UnsupportedError, match="differentiated twice"):
-        jax.hessian(lambda th: ppl.run(vi.expectation(cost(th)), 0))(AT)
-
-
-def test_refusals():
-    @ppl.model
-    def scores(th):
-        ppl.factor("f", th)
-        return th
-
-    @ppl.model
-    def vector(th):
-        return th * jnp.ones(2)
-
-    @ppl.model
-    def looped(th):
-        return lax.while_loop(lambda x: x > 0, lambda x: sample("x", B(sigmoid(th))) * 1.0, 1.0)
-
-    @ppl.model
-    def single(th, grad):
-        return sample("x", B(sigmoid(th)), grad=grad) * 1.0
-
-    @ppl.model
-    def seen(th):
-        sample("x", B(sigmoid(th)), obs=jnp.array(1), grad=vi.enum())
-
-    th = jnp.array(0.1)
-    with pytest.raises(OpenObservationsError, match="elbo"):
-        vi.expectation(scores(th))
-    with pytest.raises(ArgumentError, match="one real number"):
-        vi.expectation(vector(th))
-    with pytest.raises(UnsupportedError, match="while_loop"):
-        vi.expectation(looped(th))
-    for wrong in (vi.reparam(), vi.implicit()):
-        with pytest.raises(UnsupportedError, match="enum"):
-            vi.expectation(single(th, wrong))
-    with pytest.raises(ArgumentError, match="two samples"):
-        vi.expectation(single(th, vi.reinforce(baseline="leave_one_out")))
-    with pytest.raises(UnsupportedError, match="one number"):
-        vi.expectation(single(th, vi.reinforce(baseline=jnp.ones(3))))
-    with pytest.raises(ArgumentError, match="observed"):
-        seen(th)
-    with pytest.raises(ArgumentError, match="gradient estimator"):
-        single(th, "enum")
-    with pytest.raises(ArgumentError, match="leave_one_out"):
-        vi.reinforce(baseline="loo")
-    with pytest.raises(ArgumentError, match="learn"):
-        vi.reinforce(learn=True)
-    with pytest.raises(ArgumentError, match="grad_estimate"):
-        vi.grad_estimate(single(th, None))
-    with pytest.raises(ArgumentError, match="num_samples"):
-        vi.expectation(single(th, None), num_samples=0)
