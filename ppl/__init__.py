@@ -46,11 +46,11 @@ from ppl.statements import deterministic, factor, plate, sample, scope
 
 __version__ = "0.1.0"
 
-_LATER = {"check": "ppl.check", "vi": "ppl.inference.vi"}
+_LATER = {"check": "ppl.check", "lm": "ppl.inference.lm", "vi": "ppl.inference.vi"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `ppl.check` and `ppl.vi` when they are first used: most runs need neither."""
+    """Import `ppl.check`, `ppl.vi` and `ppl.lm` when they are first used: most runs need none."""
     if name in _LATER:
         import importlib
 

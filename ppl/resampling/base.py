@@ -41,7 +41,7 @@ class _SortedIntegers(constraints.Constraint):
         return isinstance(other, _SortedIntegers) and other.upper_bound == self.upper_bound
 
 
-class _LessThanInfinity(constraints.Constraint):
+class LessThanInfinity(constraints.Constraint):
     """Log weights: -inf is one, NaN and +inf are not."""
 
     event_dim = 1
@@ -56,7 +56,7 @@ class _LessThanInfinity(constraints.Constraint):
         return (), ((), {})
 
     def eq(self, other: object, static: bool = False) -> Any:
-        return isinstance(other, _LessThanInfinity)
+        return isinstance(other, LessThanInfinity)
 
 
 def offspring(ancestors: Any, size: int) -> Any:
@@ -87,7 +87,7 @@ class Resampling(Distribution):
         DistributionError: there is no axis of particles, or `num` is no positive Python integer.
     """
 
-    arg_constraints = {"log_weights": _LessThanInfinity()}  # noqa: RUF012
+    arg_constraints = {"log_weights": LessThanInfinity()}  # noqa: RUF012
     pytree_aux_fields = ("size", "num")
 
     def __init__(self, log_weights: Any, num: int | None = None, *, validate_args=None):

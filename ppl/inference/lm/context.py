@@ -1,0 +1,194 @@
+"""`Context`: a text under way, as a language model reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ppl._types import PyTree, pytree, static
+from ppl.counts import count
+from ppl.errors import ArgumentError, message
+from ppl.inference.lm.backend import LanguageModel
+from ppl.inference.lm.text import Text
+from ppl.inference.lm.vocabulary import Vocabulary
+
+
+class Held:
+    """A model that a context points to. It is no part of what a loop carries or resampling forks.
+
+    Two are equal if they hold the same model.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and other.model is self.model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+
+@pytree
+class Context:
+    """A text under way, and a language model's state after it.
+
+    A value like any other: a step gives a new one, and a loop carries it. `text` is what has come
+    since the prompt; a model should return that, not the context with its caches.
+    """
+
+    state: PyTree
+    draft_state: PyTree
+    tokens: Int[Array, " room"]
+    length: Int[Array, ""]
+    finished: Bool[Array, ""]
+    promised: Float[Array, ""]
+    held: Held = static()
+    held_draft: Held | None = static(default=None)
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model."""
+        return self.held.model
+
+    @property
+    def draft(self) -> LanguageModel | None:
+        """The model that proposes, if there is one."""
+        return None if self.held_draft is None else self.held_draft.model
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary."""
+        return self.lm.vocabulary
+
+    @property
+    def room(self) -> int:
+        """How many tokens there may be since the prompt. A text that fills it is cut there."""
+        return self.tokens.shape[-1]
+
+    @property
+    def text(self) -> Text:
+        """The text since the prompt."""
+        return Text(self.tokens, self.length, self.vocabulary)
+
+    @property
+    def truncated(self) -> Bool[Array, ""]:
+        """Whether the text filled the room before it came to its end."""
+        return ~self.finished & (self.length >= self.room)
+
+    @property
+    def over(self) -> Bool[Array, ""]:
+        """Whether nothing can come any more: the text is finished, or truncated."""
+        return self.finished | (self.length >= self.room)
+
+    def extend(self, token: Any, active: Any) -> Context:
+        """Append one token without weighing it.
+
+        Args:
+            token: the token.
+            active: whether it counts. Where the text is over, none does.
+        """
+        active = active & ~self.over
+        draft = self.draft
+        place = jnp.where(active, self.length, self.room)
+        return dataclasses.replace(
+            self,
+            state=self.lm.extend(self.state, token, active),
+            draft_state=draft.extend(self.draft_state, token, active) if draft else None,
+            tokens=self.tokens.at[place].set(token, mode="drop"),
+            length=self.length + active,
+            finished=self.finished | (active & (token == self.vocabulary.end)),
+        )
+
+    def append(self, text: str | Sequence[int]) -> Context:
+        """Append a text that is given, as an intervention: it weighs nothing.
+
+        Args:
+            text: the text, or its tokens.
+        """
+        tokens = tokens_of(self.vocabulary, text, "append")
+        if not tokens:
+            return self
+
+        def one(context: Context, token: Any) -> Any:
+            return context.extend(token, jnp.asarray(True)), None
+
+        return jax.lax.scan(one, self, jnp.asarray(tokens, int))[0]
+
+    def __repr__(self) -> str:
+        shown = repr(self.text) if self.tokens.ndim == 1 else f"of shape {self.tokens.shape[:-1]}"
+        return f"Context({type(self.lm).__name__}, {shown}, room={self.room})"
+
+
+def begin(lm: LanguageModel, text: Any, room: Any, draft: LanguageModel | None) -> Context:
+    """Begin a text; see `LanguageModel.prompt`."""
+    room = count("prompt", "room", room)
+    tokens = tokens_of(lm.vocabulary, text, "prompt")
+    if draft is not None and draft.vocabulary is not lm.vocabulary:
+        raise ArgumentError(
+            message(
+                f"prompt got a draft with {draft.vocabulary} for a model with {lm.vocabulary}",
+                needs="one vocabulary, the same object",
+                why="a token that is proposed must mean the same to both",
+                fix="make both models with one Vocabulary",
+            )
+        )
+    return Context(
+        lm.start(tokens, room),
+        None if draft is None else draft.start(tokens, room),
+        jnp.full(room, lm.vocabulary.end, int),
+        jnp.zeros((), int),
+        jnp.zeros((), bool),
+        jnp.zeros((), jnp.result_type(float)),
+        Held(lm),
+        None if draft is None else Held(draft),
+    )
+
+
+def tokens_of(vocabulary: Vocabulary, text: Any, operation: str) -> list[int]:
+    """Give the tokens of a text; tokens stay as they are.
+
+    Args:
+        vocabulary: the vocabulary.
+        text: a string, or numbers of tokens.
+        operation: who asks, for the message.
+    """
+    if isinstance(text, str):
+        return vocabulary.encode(text)
+    tokens = [int(t) for t in text]
+    wrong = [t for t in tokens if not 0 <= t < len(vocabulary)]
+    if wrong:
+        raise ArgumentError(
+            message(
+                f"{operation} got the tokens {wrong}",
+                needs=f"numbers from 0 to {len(vocabulary) - 1}",
+                fix="pass the text as a string",
+            )
+        )
+    return tokens
+
+
+def require_context(operation: str, context: Any) -> Context:
+    """Give the context; of a bare model, that of an empty prompt.
+
+    Args:
+        operation: who asks, for the message.
+        context: what was passed.
+    """
+    if isinstance(context, LanguageModel):
+        return context.prompt()
+    if isinstance(context, Context):
+        return context
+    raise ArgumentError(
+        message(
+            f"{operation} got {type(context).__name__} where the text so far should be",
+            needs="a Context",
+            why="a step continues a text",
+            fix=f'ppl.lm.{operation}("line", lm.prompt("Once upon"), ...)',
+        )
+    )
