@@ -12,6 +12,7 @@ from ppl.inference.particles import Run, Strategy
 from ppl.inference.particles.bootstrap import Bootstrap, bootstrap_settings
 from ppl.inference.particles.lookahead import Lookahead
 from ppl.inference.particles.rejuvenation import Moves, Moving
+from ppl.inference.particles.softened import Softened
 from ppl.program import Program, require_program
 from ppl.resampling import Resampling
 from ppl.semantics.guided import guided
@@ -32,6 +33,7 @@ def smc(
     move_last: bool | None = None,
     move_always: bool | None = None,
     lookahead: Callable[..., Any] | None = None,
+    resample_power: Callable[[Any, Any], Any] | None = None,
     trajectories: bool = True,
 ) -> Program:
     """Run particles side by side, and resample them on the way.
@@ -67,6 +69,10 @@ def smc(
             and of the number of the iteration (auxiliary and twisted filters). Particles are
             resampled by weight times potential, and divided by it. Potentials more than 50 nats
             below the largest are raised to that.
+        resample_power: draw ancestors by the weights to a power, and let them keep the rest of
+            their weight: milder than resampling where early weights mislead. A function of the
+            effective share of the particles, ess / N, and of how far the loop is, from 0 to 1; it
+            gives a number from 0 to 1, other ones are clipped.
         trajectories: keep all choices, in O(N T) numbers; if False, `choices` is empty, and no
             array has an axis of particles and one of iterations, unless the program returns what a
             loop stacks, or a kernel moves all choices so far.
@@ -89,13 +95,16 @@ def smc(
     size, chosen, threshold = bootstrap_settings("smc", num_particles, resample, ess_threshold)
     if kernel is not None:
         require_kernel("smc", kernel, callable(kernel) and not (move_last and _fits(kernel)))
-    if kernel is not None and lookahead is not None:
+    special = {"kernel": kernel, "lookahead": lookahead, "resample_power": resample_power}
+    chosen_ones = [name for name, x in special.items() if x is not None]
+    if len(chosen_ones) > 1:
         raise ArgumentError(
             message(
-                "smc got both a kernel and a lookahead",
+                f"smc got both a {' and a '.join(chosen_ones)}",
                 needs="one of them",
-                why="a kernel moves particles after their weights are level, a lookahead before",
-                fix="ppl.smc(program, num_particles, kernel=kernel)",
+                why="a kernel moves particles after their weights are level, the others leave them "
+                "uneven, each in its own way",
+                fix=f"ppl.smc(program, num_particles, {chosen_ones[0]}={chosen_ones[0]})",
             )
         )
     settings = {"num_moves": num_moves, "move_last": move_last, "move_always": move_always}
@@ -113,7 +122,10 @@ def smc(
     source = program if proposal is None else guided(program, proposal, "smc")
     return stage(
         _smc,
-        (program, source, size, chosen, threshold, moves, lookahead, bool(trajectories)),
+        (
+            *(program, source, size, chosen, threshold, moves, lookahead),
+            *(resample_power, bool(trajectories)),
+        ),
         name=f"smc({program.name})",
     )
 
@@ -130,6 +142,7 @@ def _smc(
     ess_threshold: float,
     moves: Moves | None,
     lookahead: Callable[..., Any] | None,
+    power: Callable[[Any, Any], Any] | None,
     trajectories: bool,
 ) -> Population:
     strategy: Strategy = Bootstrap(scheme, ess_threshold)
@@ -137,6 +150,8 @@ def _smc(
         strategy = Moving(scheme, ess_threshold, moves)
     elif lookahead is not None:
         strategy = Lookahead(scheme, ess_threshold, lookahead)
+    elif power is not None:
+        strategy = Softened(scheme, ess_threshold, power)
     remembers = moves is not None and not moves.last_only
     run = Run(strategy, num_particles, trajectories, remembers=remembers)
     return run.program(source, shown=program)

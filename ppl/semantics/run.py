@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ppl import _jax
+from ppl._host import named_errors
 from ppl._threefry import faster
 from ppl._types import Key, PyTree
 from ppl.distributions import describe
@@ -122,17 +123,19 @@ def run(
         sharing = share(mesh, program.name, program.structure.jaxpr)
         if not traced:
             program, key = sharing.place((program, key))
-    if long:
-        return drive(
-            program,
-            key,
-            progress=progress,
-            interpret=_Draw(sharing),
-            sharing=sharing,
-            checkpoint=checkpoint,
-        )
-    compiled = draw_flat if traced else _execute
-    return program.structure.rebuild(compiled(program, key, sharing))
+    if traced:
+        return program.structure.rebuild(draw_flat(program, key, sharing))
+    with named_errors() as wait:
+        if long:
+            return drive(
+                program,
+                key,
+                progress=progress,
+                interpret=_Draw(sharing),
+                sharing=sharing,
+                checkpoint=checkpoint,
+            )
+        return program.structure.rebuild(wait(_execute(program, key, sharing)))
 
 
 @dataclasses.dataclass(frozen=True)

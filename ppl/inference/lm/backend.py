@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,9 @@ class LanguageModel(eqx.Module):
     is the same for all of them (weights, the prompt's cache) stays without their axis, and
     resampling forks texts by taking rows.
     """
+
+    #: How many of a text's symbols there is room for, for each token that is asked for.
+    symbols: ClassVar[int] = 1
 
     vocabulary: eqx.AbstractVar[Vocabulary]
 

@@ -69,7 +69,7 @@ class Context:
     @property
     def room(self) -> int:
         """How many tokens there may be since the prompt. A text that fills it is cut there."""
-        return self.tokens.shape[-1]
+        return self.tokens.shape[-1] // self.lm.symbols
 
     @property
     def text(self) -> Text:
@@ -79,12 +79,12 @@ class Context:
     @property
     def truncated(self) -> Bool[Array, ""]:
         """Whether the text filled the room before it came to its end."""
-        return ~self.finished & (self.length >= self.room)
+        return ~self.finished & (self.length >= self.tokens.shape[-1])
 
     @property
     def over(self) -> Bool[Array, ""]:
         """Whether nothing can come any more: the text is finished, or truncated."""
-        return self.finished | (self.length >= self.room)
+        return self.finished | (self.length >= self.tokens.shape[-1])
 
     def extend(self, token: Any, active: Any) -> Context:
         """Append one token without weighing it.
@@ -95,7 +95,7 @@ class Context:
         """
         active = active & ~self.over
         draft = self.draft
-        place = jnp.where(active, self.length, self.room)
+        place = jnp.where(active, self.length, self.tokens.shape[-1])
         return dataclasses.replace(
             self,
             state=self.lm.extend(self.state, token, active),
@@ -141,7 +141,7 @@ def begin(lm: LanguageModel, text: Any, room: Any, draft: LanguageModel | None) 
     return Context(
         lm.start(tokens, room),
         None if draft is None else draft.start(tokens, room),
-        jnp.full(room, lm.vocabulary.end, int),
+        jnp.full(room * lm.symbols, lm.vocabulary.end, int),
         jnp.zeros((), int),
         jnp.zeros((), bool),
         jnp.zeros((), jnp.result_type(float)),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl._host import on_host
 from ppl.errors import ArgumentError, ResultError, message, named_keywords
 from ppl.inference.lm.context import Context
 from ppl.inference.lm.text import Text
@@ -59,7 +60,7 @@ class Judge:
         # come back as their bits.
         arrays = [x for t in given for x in (t.tokens, t.length)]
         out = jax.ShapeDtypeStruct((dtype.itemsize // 4,), np.uint32)
-        bits = jax.pure_callback(ask, out, *arrays, vmap_method="broadcast_all")
+        bits = jax.pure_callback(on_host(ask), out, *arrays, vmap_method="broadcast_all")
         return jax.lax.bitcast_convert_type(bits if dtype.itemsize > 4 else bits[..., 0], dtype)
 
     def _ask(self, words: Sequence[Any], arrays: Sequence[Any]) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -60,6 +62,7 @@ class Reasoning:
     context: Context
     sharpness: Any
     temperature: Any
+    twist: Any
     verifier: Callable[[Context], Any] = static()
     num_steps: int = static()
     link: Callable[[Any], Any] = static()
@@ -116,6 +119,19 @@ class Reasoning:
         """The program: a scan of steps, each weighed by what it changes in the potential."""
         return stage(_program, (self,), name="reasoning")
 
+    def twisted(self, twist: Callable[[Context], Any] | None) -> Reasoning:
+        """Weigh by a guess of what is still to come, and take it back at the end.
+
+        **Meaning.** The same measure, reached by other weights on the way: after each step but the
+        last, a text counts by its weight times exp(twist(context)).
+
+        Args:
+            twist: from the context to the log of the guess: a `ppl.lm.Twist`, or a function; None
+                for none.
+        """
+        known = twist is None or not callable(twist) or isinstance(twist, eqx.Module)
+        return dataclasses.replace(self, twist=twist if known else jax.tree_util.Partial(twist))
+
     def __repr__(self) -> str:
         return f"Reasoning({self.context!r}, {self.num_steps} steps, {self.aggregate})"
 
@@ -132,12 +148,21 @@ def increment(before: Any, after: Any) -> Any:
 
 
 def _program(task: Reasoning) -> Answer:
-    def one(run: Progress, _: Any) -> Any:
+    def one(carry: Any, number: Any) -> Any:
+        run, guess = carry
         moved, score = task.advance(run)
-        factor("reward", increment(run.log_potential, moved.log_potential))
-        return moved, score
+        weight = increment(run.log_potential, moved.log_potential)
+        ahead = guess
+        if task.twist is not None:
+            last = moved.context.over | (number == task.num_steps - 1)
+            ahead = jnp.where(last, 0.0, task.twist(moved.context)).astype(guess.dtype)
+            weight = weight + ahead - guess
+        factor("reward", weight)
+        return (moved, ahead), score
 
-    run, scores = jax.lax.scan(one, task.start(), None, length=task.num_steps)
+    run = task.start()
+    start = run, jnp.zeros_like(run.total)
+    (run, _), scores = jax.lax.scan(one, start, jnp.arange(task.num_steps))
     return Answer(run.context.text, scores, run.log_potential)
 
 
@@ -227,6 +252,7 @@ def reasoning(
         context,
         sharpness,
         temperature,
+        None,
         verifier,
         number,
         link if callable(link) else _LINKS[link],

@@ -15,6 +15,7 @@ from ppl.inference.lm.automaton import Automaton, stopping
 from ppl.inference.lm.context import Context, require_context, tokens_of
 from ppl.inference.lm.next_token import NextToken
 from ppl.inference.lm.patterns import regex
+from ppl.inference.lm.remote import NOTHING, Block, Remote
 from ppl.inference.lm.text import Text
 from ppl.statements import factor, sample
 
@@ -94,6 +95,8 @@ def step(
                 fix=r'stop="\n"',
             )
         )
+    if isinstance(context.lm, Remote):
+        return _completed(address, context, stops, most, temperature, proposal, mask)
     automaton = regex(mask, context.vocabulary) if isinstance(mask, str) else mask
     writer = _Writer(
         stopping(stops, context.vocabulary) if stops else None,
@@ -115,6 +118,32 @@ def step(
         factor(f"{address}/weight", jnp.where(short, -jnp.inf, pen.log_weight))
     text = Text(tokens, pen.context.length - context.length, context.vocabulary)
     return Step(text, pen.context)
+
+
+def _completed(
+    address: str,
+    context: Context,
+    stops: tuple[str, ...],
+    most: int,
+    temperature: Any,
+    proposal: Any,
+    mask: Any,
+) -> Step:
+    """Make a step of one completion by a server."""
+    lm = context.lm
+    assert isinstance(lm, Remote)
+    if proposal is not None or mask is not None:
+        lm.logits(None)  # refused, by name
+    written = context.tokens, context.length
+    block = Block(context.state, written, context.over, temperature, lm.client, stops, most)
+    symbols = sample(address, block)
+    says = ~context.over & (symbols != NOTHING)
+
+    def one(context: Context, row: Any) -> Any:
+        return context.extend(*row), None
+
+    after, _ = jax.lax.scan(one, context, (symbols, says))
+    return Step(Text(symbols, after.length - context.length, context.vocabulary), after)
 
 
 @named_keywords

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import _jax
+from ppl.inference.particles.forking import fork
 from ppl.resampling import Resampling
 from ppl.statements import sample
 
@@ -92,6 +93,11 @@ class Cloud(NamedTuple):
         held = {k: jax.tree.map(lambda x: x[ancestors], v) for k, v in self.values.items()}
         return self._replace(values=held)
 
+    def fork(self, ancestors: Any) -> tuple[Cloud, Any]:
+        """Do the same with sorted ancestors, in whatever order copies little; give that order."""
+        held, order = fork(list(self.values.values()), ancestors)
+        return self._replace(values=dict(zip(self.values, held, strict=True))), order
+
 
 def choose_cloud(flag: Any, change: Any, cloud: Cloud) -> Cloud:
     """Change the particles where a flag says so: one branch of the program."""
@@ -123,7 +129,7 @@ def resample(cloud: Cloud, scheme: type[Resampling], log_potential: Any = None) 
     # How likely two draws by weight are of different particles, over how many pairs now are.
     apart, now = 1 - 1 / ess, 1 - jnp.sum((copies / count) ** 2)
     log_noise = jnp.where(now > 0, jnp.log(apart) - jnp.log(jnp.where(now > 0, now, 1.0)), jnp.nan)
-    moved = cloud.take(ancestors)
+    moved, ancestors = cloud.fork(ancestors)
     return moved._replace(weights=weights.resampled_to(-tilt[ancestors], log_mean, log_noise))
 
 
