@@ -11,6 +11,8 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from ppl._types import PyTree
+from ppl.inference.lm.automaton import Automaton
+from ppl.inference.lm.patterns import regex
 from ppl.inference.lm.vocabulary import Vocabulary
 
 
@@ -59,7 +61,14 @@ class LanguageModel(eqx.Module):
             active: whether it counts; if not, the state stays as it is, whatever the token.
         """
 
-    def prompt(self, text: str | Sequence[int] = "", *, room: int = 256, draft: Any = None) -> Any:
+    def prompt(
+        self,
+        text: str | Sequence[int] = "",
+        *,
+        room: int = 256,
+        draft: Any = None,
+        mask: Automaton | str | None = None,
+    ) -> Any:
         """Begin a text.
 
         Args:
@@ -67,13 +76,17 @@ class LanguageModel(eqx.Module):
             room: how many tokens the text may grow by, over all steps.
             draft: another model of the same vocabulary that reads along, to propose tokens:
                 `ppl.lm.step(..., proposal="draft")`.
+            mask: what the whole text has to match, over all steps: a regular expression, or an
+                automaton. Every step weighs by the probability of what it had to avoid. The text
+                ends where nothing can follow; `context.matched` tells whether it matches so far.
 
         Returns:
             A `Context`, which `ppl.lm.step` continues.
         """
         from ppl.inference.lm.context import begin
 
-        return begin(self, text, room, draft)
+        automaton = regex(mask, self.vocabulary) if isinstance(mask, str) else mask
+        return begin(self, text, room, draft, automaton)
 
 
 def keep_where(active: Any, new: PyTree, old: PyTree) -> PyTree:

@@ -10,28 +10,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ppl import _jax
 from ppl._types import PyTree, pytree, static
+from ppl.context import current_context
 from ppl.counts import count
 from ppl.errors import ArgumentError, message
+from ppl.inference.lm.automaton import DEAD, Automaton
 from ppl.inference.lm.backend import LanguageModel
 from ppl.inference.lm.text import Text
 from ppl.inference.lm.vocabulary import Vocabulary
+from ppl.semantics.run import run
+from ppl.staging import stage
 
 
 class Held:
-    """A model that a context points to. It is no part of what a loop carries or resampling forks.
+    """What a context points to: no part of what a loop carries, or resampling forks.
 
-    Two are equal if they hold the same model.
+    Two are equal if they hold the same object.
     """
 
-    def __init__(self, model: LanguageModel):
-        self.model = model
+    def __init__(self, value: Any):
+        self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Held) and other.model is self.model
+        return isinstance(other, Held) and other.value is self.value
 
     def __hash__(self) -> int:
-        return id(self.model)
+        return id(self.value)
 
 
 @pytree
@@ -48,18 +53,41 @@ class Context:
     length: Int[Array, ""]
     finished: Bool[Array, ""]
     promised: Float[Array, ""]
+    said: Int[Array, ""]
     held: Held = static()
     held_draft: Held | None = static(default=None)
+    held_mask: Held | None = static(default=None)
 
     @property
     def lm(self) -> LanguageModel:
         """The language model."""
-        return self.held.model
+        return self.held.value
 
     @property
     def draft(self) -> LanguageModel | None:
         """The model that proposes, if there is one."""
-        return None if self.held_draft is None else self.held_draft.model
+        return None if self.held_draft is None else self.held_draft.value
+
+    @property
+    def mask(self) -> Automaton | None:
+        """What the whole text since the prompt has to match."""
+        return None if self.held_mask is None else self.held_mask.value
+
+    @property
+    def matched(self) -> Bool[Array, ""]:
+        """Whether the text since the prompt matches its mask as it is; True without one."""
+        if self.mask is None:
+            return jnp.asarray(True)
+        return (self.said != DEAD) & self.mask.accepts(self.said)
+
+    @property
+    def allowed(self) -> Bool[Array, " token"]:
+        """Which tokens may come: with a mask, the end only where all matches."""
+        size = len(self.vocabulary)
+        if self.mask is None:
+            return jnp.ones(size, bool)
+        open_ = self.mask.allowed(self.said) & (self.said != DEAD)
+        return open_.at[self.vocabulary.end].set(self.matched)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -94,7 +122,12 @@ class Context:
             active: whether it counts. Where the text is over, none does.
         """
         active = active & ~self.over
-        draft = self.draft
+        draft, mask, said = self.draft, self.mask, self.said
+        ends = token == self.vocabulary.end
+        if mask is not None:
+            moved = jnp.where(said == DEAD, DEAD, mask.move(said, token))
+            said = jnp.where(active & ~ends, moved, said)
+            ends = ends | ~jnp.any(mask.allowed(said))  # nothing can follow
         place = jnp.where(active, self.length, self.tokens.shape[-1])
         return dataclasses.replace(
             self,
@@ -102,7 +135,8 @@ class Context:
             draft_state=draft.extend(self.draft_state, token, active) if draft else None,
             tokens=self.tokens.at[place].set(token, mode="drop"),
             length=self.length + active,
-            finished=self.finished | (active & (token == self.vocabulary.end)),
+            finished=self.finished | (active & ends),
+            said=said,
         )
 
     def append(self, text: str | Sequence[int]) -> Context:
@@ -115,17 +149,26 @@ class Context:
         if not tokens:
             return self
 
-        def one(context: Context, token: Any) -> Any:
-            return context.extend(token, jnp.asarray(True)), None
-
-        return jax.lax.scan(one, self, jnp.asarray(tokens, int))[0]
+        row = jnp.asarray(tokens, int)
+        if current_context().inside or any(map(_jax.is_tracer, jax.tree.leaves(self))):
+            return _appended(self, row)
+        return run(stage(_appended, (self, row), name="append"), 0)  # compiled once
 
     def __repr__(self) -> str:
         shown = repr(self.text) if self.tokens.ndim == 1 else f"of shape {self.tokens.shape[:-1]}"
         return f"Context({type(self.lm).__name__}, {shown}, room={self.room})"
 
 
-def begin(lm: LanguageModel, text: Any, room: Any, draft: LanguageModel | None) -> Context:
+def _appended(context: Context, tokens: Any) -> Context:
+    def one(context: Context, token: Any) -> Any:
+        return context.extend(token, jnp.asarray(True)), None
+
+    return jax.lax.scan(one, context, tokens)[0]
+
+
+def begin(
+    lm: LanguageModel, text: Any, room: Any, draft: LanguageModel | None, mask: Automaton | None
+) -> Context:
     """Begin a text; see `LanguageModel.prompt`."""
     room = count("prompt", "room", room)
     tokens = tokens_of(lm.vocabulary, text, "prompt")
@@ -145,8 +188,10 @@ def begin(lm: LanguageModel, text: Any, room: Any, draft: LanguageModel | None) 
         jnp.zeros((), int),
         jnp.zeros((), bool),
         jnp.zeros((), jnp.result_type(float)),
+        jnp.zeros((), int),
         Held(lm),
         None if draft is None else Held(draft),
+        None if mask is None else Held(mask),
     )
 
 

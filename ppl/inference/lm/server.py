@@ -124,7 +124,7 @@ class OpenAI:
             room: how many tokens the text may grow by, over all steps.
 
         Raises:
-            UnsupportedError: the server is a chat, which answers texts and does not go on with them.
+            UnsupportedError: the server is a chat, which answers texts and cannot continue them.
         """
         if self.chat:
             raise UnsupportedError(

@@ -103,8 +103,9 @@ def step(
         automaton,
         temperature,
         _proposer(address, context, proposal, temperature),
-        proposal is not None or (mask is not None and not locally_normalised),
-        mask is not None and locally_normalised,
+        proposal is not None
+        or ((mask is not None or context.mask is not None) and not locally_normalised),
+        locally_normalised,
     )
 
     def one(pen: _Pen, _: Any) -> Any:
@@ -185,8 +186,8 @@ class _Writer(NamedTuple):
         logits = context.lm.logits(context.state)
         law = _log_softmax(logits / self.temperature)
         drawn = law if self.propose is None else _log_softmax(self.propose(law, context))
-        if self.mask is not None:
-            allowed = self._allowed(pen, end)
+        if self.mask is not None or context.mask is not None:
+            allowed = context.allowed if self.mask is None else self._allowed(pen, end)
             if self.local:
                 law = _log_softmax(jnp.where(allowed, law, -jnp.inf))
             drawn = _log_softmax(jnp.where(allowed, drawn, -jnp.inf))
@@ -217,7 +218,7 @@ class _Writer(NamedTuple):
         if self.stop is not None:
             stops = self.stop.accepts(self.stop.move(pen.stopped, slice(None)))
             allowed = allowed & (~stops | self.mask.accepts(self.mask.move(pen.said, slice(None))))
-        return allowed.at[end].set(self.mask.accepts(pen.said))
+        return allowed.at[end].set(self.mask.accepts(pen.said)) & pen.context.allowed
 
 
 def _proposer(address: str, context: Context, proposal: Any, temperature: Any) -> Any:
@@ -266,7 +267,8 @@ def observe(
     def one(carry: Any, token: Any) -> Any:
         context, weight = carry
         law = _log_softmax(context.lm.logits(context.state) / temperature)
-        weight = weight + jnp.where(context.over, -jnp.inf, law[token])
+        possible = ~context.over & context.allowed[token]
+        weight = weight + jnp.where(possible, law[token], -jnp.inf)
         return (context.extend(token, jnp.asarray(True)), weight), None
 
     if not tokens:

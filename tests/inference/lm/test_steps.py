@@ -1,5 +1,7 @@
 """Steps of a language model, exactly: their law, and what each setting makes of it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,16 @@ import pytest
 import ppl
 from ppl.errors import AddressError, ArgumentError, ResultError
 from tests.compiling import compilations
-from tests.inference.lm.tables import END, WORDS, enumerated, law, restricted, same, table
+from tests.inference.lm.tables import (
+    END,
+    WORDS,
+    enumerated,
+    law,
+    probabilities,
+    restricted,
+    same,
+    table,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 lm = ppl.lm
@@ -224,6 +235,68 @@ def test_a_mask_that_nothing_satisfies_loses_the_run_and_no_other():
     same(found, {(A, A): 0.25, (AB,): 0.2})
     population = ppl.run(ppl.importance(one_step(never_b, max_tokens=1, mask="b"), 3), 0)
     assert population.log_evidence == -jnp.inf
+
+
+def whole(model, pattern, steps, most=1):
+    """A text in several steps, all of which has to match."""
+
+    @ppl.model
+    def program(model):
+        context = model.prompt(room=steps * most, mask=pattern)
+
+        def one(context, _):
+            return lm.step("step", context, max_tokens=most).context, None
+
+        context = jax.lax.scan(one, context, None, length=steps)[0]
+        lm.condition("matched", context.matched)
+        return context.text
+
+    return program(model)
+
+
+@pytest.mark.parametrize("pattern", ["[ab]*b", "ab", "(a|b){2}\n?", "a\n*"])
+def test_a_mask_of_the_whole_text_holds_over_all_steps(pattern):
+    model = table(29)
+    program = whole(model, pattern, 3)
+
+    def matches(text):
+        return re.fullmatch(pattern, WORDS.decode(text)) is not None
+
+    found = enumerated(program)
+    closed = {"ab"}  # where nothing can follow, a text is over without its end
+    wanted = {}
+    for n in range(1, 4):
+        for text, mass in law(model, n).items():
+            complete = text[-1] == END or len(text) == 3
+            over = WORDS.decode(text) in closed if pattern == "ab" else False
+            over = over or (pattern == "(a|b){2}\n?" and WORDS.decode(text).endswith("\n"))
+            if matches(text) and (over or complete) and END not in text[:-1]:
+                wanted[text] = mass
+    if pattern == "ab":
+        wanted = {t: m for t, m in wanted.items() if t[-1] != END}
+    if pattern == "(a|b){2}\n?":
+        wanted = {
+            t: m for t, m in wanted.items() if not WORDS.decode(t).endswith("\n") or t[-1] != END
+        }
+    same(found, wanted)
+    report = ppl.check.preserves(lambda p: ppl.smc(p, 2, ess_threshold=1.0), program)
+    assert report.passed, report
+
+
+def test_what_is_appended_or_observed_must_match_the_mask_too():
+    model = table(30)
+
+    @ppl.model
+    def program(model, first):
+        context = model.prompt(room=3, mask="ab*")
+        context = context.append(first)
+        context = lm.observe("seen", context, "b")
+        return lm.step("step", context, max_tokens=1).context.text
+
+    p = probabilities(model, (A,))[B]
+    last = {t: m * p for t, m in law(model, 1, before=(A, B)).items() if t in {(B,), (END,)}}
+    same(enumerated(program(model, "a")), {(A, B, *t): m for t, m in last.items()})
+    assert ppl.enumerate(program(model, "b")).total_mass == 0
 
 
 # --- Observing ----------------------------------------------------------------------------------
