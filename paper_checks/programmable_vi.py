@@ -9,7 +9,9 @@ the paper and from its artifact run again; settings read in the authors' code):
 - on a model of a noisy cone, five bounds, each a line or two, come to the values of the paper;
 - each value is that of the same bound written by hand, and below the evidence;
 - the gradient estimate of a variational autoencoder takes at most 1.1 times as long as hand-written
-  JAX, and has the same mean.
+  JAX, and has the same mean;
+- trained on scenes of up to two digits (attend, infer, repeat), ENUM and MVD at the presence of a
+  digit come to a count accuracy of 0.98, and REINFORCE without a baseline does not.
 
 The cone: x, y ~ Normal(0, 10), z ~ Normal(s, 0.1 + s / 100) with s = x^2 + y^2, z = 5. Guides: two
 normal draws, or an angle and normal draws about the circle (HVI and its kin, where the angle's law
@@ -23,8 +25,17 @@ deviations (of values over seeds, each with its own 5,000 evaluations) of our me
 rounding. Mistakes that have to be seen are bounds with other numbers of particles.
 
 Times are of CPU runs by turns, the paper's of a GPU whose timing did not wait for results: its
-ratios stand beside ours for orientation. Not checked: training on scenes (AIR, the paper's other
-experiment), which needs its data set and hours.
+ratios stand beside ours for orientation.
+
+The scenes are smaller than the paper's: 28 by 28 pixels, with the 8 by 8 digits of scikit-learn
+(`python -m pip install scikit-learn`) in one size. The guide looks twice with one small network,
+the second time with the first place covered, so that the known trap of two faint halves for one
+digit is not met. "Comes to" is at most four standard errors of the held-out count below 0.98. Each
+estimator trains once, for 30 epochs (IWAE + ENUM, which is slow, for 10); counts are drawn from the
+guide. REINFORCE without a baseline weighs scores by log weights of 50 to 220 nats, of which a digit
+changes a part: with a constant of 140 taken off we saw 0.84 for 0.62, with a learned baseline 0.97.
+Two particles do not help, we think because they add noise and the constant stays. What has to be
+seen as a mistake is a presence through which no derivative passes.
 """
 
 from __future__ import annotations
@@ -39,7 +50,7 @@ import numpy as np
 import optax
 
 from benchmarks.timing import human
-from paper_checks.vi import cone, vae
+from paper_checks.vi import cone, scenes, vae
 
 CEILING = -5.3232
 DEVIATIONS, SCORE, SLOWEST, EVALUATIONS = 4, 5.5, 1.1, 5000
@@ -47,6 +58,8 @@ DEVIATIONS, SCORE, SLOWEST, EVALUATIONS = 4, 5.5, 1.1, 5000
 PAPER = {64: (0.11, 0.09), 128: (0.22, 0.16), 256: (0.31, 0.29), 512: (0.56, 0.54)}
 PAPER[1024] = (1.58, 1.07)
 FAST_ROWS = ("ELBO", "HVI")
+COUNTED = 0.98
+FAST_METHODS = ("MVD", "nothing")
 
 
 def evidence() -> tuple[bool, str]:
@@ -147,29 +160,67 @@ def overhead(batch: int, found: Any) -> tuple[bool, str]:
     )
 
 
+def counting(method: scenes.Method, epochs: int) -> tuple[bool, str]:
+    """Check how well digits are counted after training with an estimator."""
+    claim = {True: f"comes to {COUNTED}", False: f"stays below {COUNTED}", None: "none; reported"}
+    lines = [
+        f"{method}  [training on scenes]",
+        f"  claim    {claim[method.reaches]}",
+    ]
+    try:
+        found = scenes.train(method, min(method.epochs, epochs))
+    except ModuleNotFoundError as error:
+        return False, "\n".join([*lines, f"  verdict  NOT CHECKED: {error}"])
+    allowed = DEVIATIONS * math.sqrt(COUNTED * (1 - COUNTED) / scenes.HELD_OUT)
+    reached = found.last >= COUNTED - allowed
+    fine = method.reaches in (None, reached)
+    lines += [
+        "  value    count accuracy "
+        + ", ".join(f"{x:.3f} after {n}" for n, x in found.accuracy.items())
+        + " epochs; at last "
+        + ", ".join(f"{x:.2f} of {n}" for n, x in enumerate(found.by_count)),
+        f"  bound    {found.bound:.1f} nats a scene, by its own objective",
+        f"  time     {found.seconds:.2f} s an epoch, median",
+        f"  verdict  {'reported' if method.reaches is None else _said(fine)}",
+    ]
+    return fine, "\n".join(lines)
+
+
 def _said(fine: bool) -> str:
     return "holds" if fine else "FAILS"
 
 
 def outcomes(
-    rows: Sequence[cone.Row], seeds: int, batches: Sequence[int], rounds: int, adam: bool
+    rows: Sequence[cone.Row],
+    seeds: int,
+    batches: Sequence[int],
+    rounds: int,
+    methods: Sequence[scenes.Method],
+    epochs: int,
+    adam: bool,
 ) -> Iterable[tuple[bool, str]]:
     """Check everything, one by one."""
     yield evidence()
     yield from (objective(row, seeds, adam) for row in rows)
     yield gradient()
     yield from (overhead(batch, vae.race(batch, rounds)) for batch in batches)
+    yield from (counting(method, epochs) for method in methods)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check every claim, print what came out and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--fast", action="store_true", help="two bounds, one batch size")
+    parser.add_argument(
+        "--fast", action="store_true", help="two bounds, one batch size, one estimator"
+    )
     parser.add_argument("--all", action="store_true", help="Adam beside gradient ascent")
     options = parser.parse_args(arguments)
-    settings: tuple[Any, ...] = cone.ROWS, 10, tuple(PAPER), 30
+    settings: tuple[Any, ...] = cone.ROWS, 10, tuple(PAPER), 30, scenes.METHODS, 30
     if options.fast:
-        settings = [r for r in cone.ROWS if r.name in FAST_ROWS], 5, (64,), 10
+        rows = [r for r in cone.ROWS if r.name in FAST_ROWS]
+        methods = [m for m in scenes.METHODS if m.first == m.second in FAST_METHODS]
+        methods = [m for m in methods if m.particles == 1]
+        settings = rows, 5, (64,), 10, methods, 18
     good = []
     for fine, text in outcomes(*settings, adam=options.all):
         good.append(fine)

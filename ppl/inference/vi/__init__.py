@@ -26,6 +26,7 @@ from ppl.inference.vi.guides import (
     structured,
 )
 from ppl.inference.vi.handler import estimators
+from ppl.inference.vi.mmd import beta_elbo, infovae
 from ppl.inference.vi.objective import Objective
 from ppl.inference.vi.objectives import (
     ciwae,
@@ -46,6 +47,7 @@ __all__ = [
     "Guide",
     "Objective",
     "Plateau",
+    "beta_elbo",
     "ciwae",
     "delta",
     "elbo",
@@ -63,6 +65,7 @@ __all__ = [
     "gumbel_softmax",
     "ignore",
     "implicit",
+    "infovae",
     "iwelbo",
     "laplace",
     "low_rank",

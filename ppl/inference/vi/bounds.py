@@ -44,7 +44,10 @@ def _log_weights(program: Program, guide: Program, number: int) -> Any:
 
 
 def _log_mean_exp(log_weights: Any, axis: int = -1) -> Any:
-    return jax.nn.logsumexp(log_weights, axis) - math.log(log_weights.shape[axis])
+    none = jnp.all(log_weights == -jnp.inf, axis, keepdims=True)  # its derivative would be NaN
+    total = jax.nn.logsumexp(jnp.where(none, 0.0, log_weights), axis)
+    total = jnp.where(jnp.squeeze(none, axis), -jnp.inf, total)
+    return total - math.log(log_weights.shape[axis])
 
 
 def _staged(fun: Callable[..., Any], name: str, *args: Any) -> Program:

@@ -266,7 +266,7 @@ class _Estimate:
         over = jax.vmap(jax.vmap(cost, in_axes=(None, 0)), in_axes=(0, None))
         costs = over(jax.lax.stop_gradient(values), jnp.arange(math.prod(shape)))
         costs = jax.lax.stop_gradient(costs).reshape(coefficients.shape)
-        return jnp.sum(coefficients * costs)
+        return jnp.sum(coefficients * _possible(coefficients, costs))
 
 
 def _possible(chance: Any, cost: Any) -> Any:

@@ -20,6 +20,7 @@ from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference.vi.ahead import split
 from ppl.inference.vi.expectation import expectation
 from ppl.inference.vi.fitted import Fit, Held
+from ppl.inference.vi.objective import described
 from ppl.inference.vi.optimizers import as_optimizer
 from ppl.inference.vi.starting import refuse_start, trainable
 from ppl.inference.vi.stopping import Plateau, Window
@@ -41,6 +42,8 @@ def fit(
     num_samples: int = 1,
     average: float | None = None,
     stop: Plateau | None = None,
+    program: Any = None,
+    guide: Any = None,
 ) -> Program:
     """Fit parameters by stochastic gradients of an expectation.
 
@@ -63,6 +66,9 @@ def fit(
             that of the plain mean over this last fraction of the steps; at 1 it is the plain mean.
         stop: a rule by which to stop before `num_steps`, such as `ppl.vi.Plateau()`. The steps
             that are left then change nothing; inside another program the values of those are NaN.
+        program: the model that an objective of your own is about, or a function of parameters that
+            makes it: for `Fit.program` and, with `guide`, for `Fit.draws` and `Fit.psis`.
+        guide: likewise the guide; its parameters are where to start if there are no others.
 
     Returns:
         A program of `Fit`, for `ppl.run`.
@@ -87,6 +93,8 @@ def fit(
                 fix="ppl.vi.elbo(program, ppl.vi.mean_field(program))",
             )
         )
+    if program is not None or guide is not None:
+        objective = described(objective, program, guide)
     if average is not None and not (type(average) in (int, float) and 0 < average <= 1):
         raise _refusal("average", average, "a number in (0, 1], or None", "average=0.5")
     if stop is not None and not isinstance(stop, Plateau):

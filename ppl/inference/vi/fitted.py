@@ -268,7 +268,7 @@ def part(objective: Any, name: str, params: PyTree) -> Program:
                 f"{name} got the fit of an objective of type {type(objective).__name__}",
                 needs=f"an objective with a {name}, such as ppl.vi.elbo(program, guide)",
                 why="the objective is a function of which nothing else is known",
-                fix="the functions that the objective calls, with fit.params",
+                fix=f"ppl.vi.fit(objective, ..., {name}={name})",
             )
         )
     return found

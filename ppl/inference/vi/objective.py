@@ -40,6 +40,64 @@ class Objective:
         return f"{self.kind.__name__.removesuffix('_program')}({', '.join(names)})"
 
 
+@pytree
+class Described:
+    """Any objective, with what is known of it: the model and the guide it is about."""
+
+    objective: Any
+    program: Any
+    guide: Any
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters to start from that the objective, or else the guide, brings along."""
+        found = getattr(self.objective, "params", None)
+        return getattr(self.guide, "params", None) if found is None else found
+
+    @property
+    def maximize(self) -> bool | None:
+        """Whether larger is better, if the objective says so."""
+        return getattr(self.objective, "maximize", None)
+
+    def __call__(self, params: PyTree) -> Program:
+        """Give the objective at these parameters."""
+        return self.objective(params)
+
+    def __repr__(self) -> str:
+        return getattr(self.objective, "__name__", None) or repr(self.objective)
+
+
+def described(objective: Any, program: Any, guide: Any) -> Described:
+    """Add model and guide, programs or functions of parameters, to an objective that has none.
+
+    Args:
+        objective: a function from parameters to a program.
+        program: the model, or None.
+        guide: the guide, or None.
+
+    Raises:
+        ArgumentError: one of the two is neither, or the objective has its own.
+    """
+    for name, given in {"program": program, "guide": guide}.items():
+        if given is not None and isinstance(objective, Objective):
+            raise ArgumentError(
+                message(
+                    f"fit got {name}= and an objective with a {name} of its own",
+                    needs=f"a {name} where the objective is a function of your own",
+                    fix=f"leave {name}= out",
+                )
+            )
+        if given is not None and not isinstance(given, Program) and not callable(given):
+            raise ArgumentError(
+                message(
+                    f"fit got a {name} of type {type(given).__name__}",
+                    needs="a program, or a function of parameters that makes one",
+                    fix=f"ppl.vi.fit(objective, {name}=lambda params: ...)",
+                )
+            )
+    return Described(objective, program, guide)
+
+
 def at_params(made: Any, params: PyTree) -> Any:
     """Give the program that a function of parameters makes; a program is there already."""
     if isinstance(made, Program) or not callable(made):

@@ -404,3 +404,56 @@ def test_refusals():
         vi.marginal(program, with_auxiliary(PARAMS["ph"]), lambda c: c["a"])
     with pytest.raises(AddressError, match="same addresses"):
         vi.normalize(program, part(), num_particles=2)
+
+
+# --- What cannot be ------------------------------------------------------------------------------
+
+
+@ppl.model
+def chained(y):
+    """A second thing only where there is a first: a probability of exactly zero."""
+    a = sample("a", B(0.6))
+    b = sample("b", B(0.4 * a))
+    sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+@ppl.model
+def chained_guide(ph, grad=None):
+    a = sample("a", B(sigmoid(ph[0])), grad=grad)
+    sample("b", B(sigmoid(ph[1]) * a), grad=grad)
+
+
+def bound_by_hand(ph, number):
+    """The bound of `number` particles as a sum over what is possible."""
+    pairs = jnp.array([[0, 0], [1, 0], [1, 1]])
+    a, b = pairs.T
+    p = jnp.log(jnp.where(a == 1, 0.6, 0.4)) + jnp.where(a == 1, jnp.log(jnp.where(b, 0.4, 0.6)), 0)
+    p = p - 0.5 * (Y - a - b) ** 2 - 0.5 * jnp.log(2 * jnp.pi)
+    one, two = sigmoid(ph[0]), sigmoid(ph[1])
+    q = jnp.array([1 - one, one * (1 - two), one * two])
+    total = 0.0
+    for rows in itertools.product(range(3), repeat=number):
+        index = jnp.array(rows)
+        weights = p[index] - jnp.log(q[index])
+        bound = jax.nn.logsumexp(weights) - np.log(number)
+        total = total + jnp.prod(q[index]) * bound
+    return total
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("grad", [vi.enum(), vi.mvd()], ids=["enum", "mvd"])
+def test_what_the_guide_cannot_draw_spoils_no_gradient(grad, number):
+    def objective(ph):
+        program, guide = chained(Y), chained_guide(ph, grad)
+        if number == 1:
+            return vi.elbo(program, guide)
+        return vi.iwelbo(program, guide, num_particles=number)
+
+    ph = np.array([0.3, -0.2])
+    value, gradient = jax.value_and_grad(bound_by_hand)(ph, number)
+    for program, wanted in (
+        (vi.expectation(objective(ph)), value),
+        (vi.grad_estimate(objective)(ph), gradient),
+    ):
+        report = ppl.check.unbiased(program, wanted)
+        assert report.passed, report
