@@ -52,9 +52,7 @@ def test_a_power_of_one_is_plain_resampling():
 
 def test_a_power_of_zero_keeps_all_weights():
     """Nothing is chosen: the evidence is that of importance sampling with the same weights."""
-    power = ppl.run(
-        ppl.smc(PROGRAM, 64, ess_threshold=1.0, resample_power=lambda s, p: 0.0), 1
-    )
+    power = ppl.run(ppl.smc(PROGRAM, 64, ess_threshold=1.0, resample_power=lambda s, p: 0.0), 1)
     total = jax.nn.logsumexp(power.log_weights) - jnp.log(64)
     assert len(set(np.asarray(power.families).tolist())) == 64
     assert power.log_evidence == pytest.approx(float(total), abs=1e-10)

@@ -1,0 +1,167 @@
+"""Particles over a language model's steps: tokens a second, and what resampling costs.
+
+`python -m benchmarks.lm [--particles 1 8 32 128] [--steps 4] [--tokens 16] [--rounds 3]` runs
+`ppl.smc` over steps of a fixed length by SmolLM2-135M-Instruct, after a prompt of about 200 tokens,
+weighed after each step by a number made from its tokens. By turns, in one process:
+
+- ours, resampled after every step;
+- ours, never resampled: the difference is the cost of resampling;
+- the same model, reading everything again at every step, as callers of a server do that keeps no
+  state between requests (its-hub): all particles in one batch, prompt and text so far, then the
+  step. It draws by the same code.
+
+Tokens a second are those of all particles together, prompts not counted. With llama-cpp-python
+installed, its speed for one text is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import ppl
+from benchmarks.smc_peers import installed
+from benchmarks.timing import alternate, human, table
+
+PROMPT = (
+    "The lighthouse keeper wrote in his diary every evening, whatever the weather was. "
+    "He noted the ships that had passed, the birds that had rested on the railing, and how much "
+    "oil the lamp had used. In winter, when no ship came for weeks, he wrote about the books that "
+    "he read and about the letters that he would have liked to send. "
+) * 3
+
+
+def verifier(context: Any) -> Any:
+    """Judge a text by its tokens, as unevenly as a real verifier would."""
+    mixed = jnp.sum(context.tokens * (1 + jnp.arange(context.tokens.shape[-1]))) % 97
+    return 0.05 + 0.9 * mixed / 96
+
+
+def task_of(context: Any, steps: int, tokens: int) -> Any:
+    """Steps of a fixed length: nothing stops them, and the end of the text is not allowed."""
+    return ppl.lm.reasoning(
+        context,
+        verifier,
+        num_steps=steps,
+        stop=None,
+        max_tokens=tokens,
+        proposal=functools.partial(_endless, context.vocabulary.end),
+    )
+
+
+def _endless(end: int, logits: Any) -> Any:
+    return logits.at[end].set(-jnp.inf)
+
+
+def ours(model: Any, number: int, steps: int, tokens: int, threshold: float) -> Callable[[], Any]:
+    """Run particles; texts are forked where they are resampled."""
+    context = model.prompt(PROMPT, room=steps * tokens)
+    program = ppl.smc(task_of(context, steps, tokens).program, number, ess_threshold=threshold)
+    return lambda: ppl.run(program, 0).values.text.tokens
+
+
+def again(model: Any, number: int, steps: int, tokens: int) -> Callable[[], Any]:
+    """Read prompt and text anew at every step, for all particles in one batch."""
+    prompt = model.vocabulary.encode(PROMPT)
+    first = model.prompt(prompt[:1], room=len(prompt) + steps * tokens)
+    size = len(prompt) - 1 + steps * tokens
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(length: int, model: Any, state: Any, texts: Any, keys: Any) -> Any:
+        """One request each: read `length` tokens, then draw."""
+
+        def one(text: Any, key: Any) -> Any:
+            _, after = model.score(state, text[:length], jnp.asarray(length))
+
+            def draw(carry: Any, key: Any) -> Any:
+                logits = _endless(model.vocabulary.end, model.logits(carry))
+                token = ppl.lm.NextToken(logits).sample(key)
+                return model.extend(carry, token, jnp.asarray(True)), token
+
+            return jax.lax.scan(draw, after, jax.random.split(key, tokens))[1]
+
+        return jax.vmap(one)(texts, keys)
+
+    def run() -> Any:
+        texts = jnp.zeros((number, size), int).at[:, : len(prompt) - 1].set(jnp.array(prompt[1:]))
+        key, length = jax.random.key(0), len(prompt) - 1
+        for i in range(steps):
+            keys = jax.random.split(jax.random.fold_in(key, i), number)
+            drawn = step(length, model, first.state, texts, keys)
+            texts = texts.at[:, length : length + tokens].set(drawn)
+            weights = jax.vmap(lambda t: 0.05 + 0.9 * (jnp.sum(t) % 97) / 96)(texts)
+            chosen = ppl.distributions.SystematicResampling(jnp.log(weights)).sample(keys[0])
+            texts, length = texts[chosen], length + tokens
+        return texts
+
+    return run
+
+
+def llama_cpp(path: str, tokens: int) -> float:
+    """Give the tokens a second of llama.cpp, one text."""
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
+
+    model = Llama(path, n_ctx=1024, verbose=False)
+    model.create_completion(PROMPT, max_tokens=2)
+    began = time.perf_counter()
+    made = model.create_completion(PROMPT, max_tokens=tokens, temperature=1.0)
+    return made["usage"]["completion_tokens"] / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--particles", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    path = ppl.lm.smollm2()
+    model = ppl.lm.Llama.load(path)
+    rows = []
+    for number in options.particles:
+        sizes = (number, options.steps, options.tokens)
+        began = time.perf_counter()
+        first = ours(model, *sizes, threshold=1.0)
+        jax.block_until_ready(first())
+        cold = time.perf_counter() - began
+        never = ours(model, *sizes, threshold=0.0)
+        found = alternate(
+            first, never, again(model, *sizes), rounds=options.rounds, seconds=0.0, warmup=1
+        )
+        drawn = number * options.steps * options.tokens
+        cost = 1 - 1 / found.ratios(1)
+        rows.append(
+            (
+                f"{number}",
+                human(cold),
+                f"{drawn / found.median(0):.0f}",
+                f"{drawn / found.median(2):.0f}",
+                f"{1 / found.ratio(2):.2f}",
+                f"{1 / found.ratios(2).max():.2f} to {1 / found.ratios(2).min():.2f}",
+                f"{100 * sorted(cost)[len(cost) // 2]:.1f} % "
+                f"({100 * cost.min():.1f} to {100 * cost.max():.1f})",
+            )
+        )
+        print(table(HEADERS, rows[-1:]), flush=True)
+    print(f"\n{options.steps} steps of {options.tokens} tokens, {options.rounds} rounds by turns")
+    print(table(HEADERS, rows))
+    if installed("llama_cpp"):
+        print(f"llama.cpp, one text: {llama_cpp(str(path), 128):.0f} tokens/s")
+    else:
+        print("llama.cpp: not installed (python -m pip install llama-cpp-python)")
+
+
+HEADERS = (
+    *("particles", "cold", "ours tok/s", "again tok/s", "speed-up", "spread"),
+    "resampling, of all time",
+)
+
+if __name__ == "__main__":
+    main()
