@@ -107,8 +107,8 @@ def test_without_digits_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains(name, monkeypatch):
+@pytest.mark.parametrize("name", ["ENUM", "MVD", "REINFORCE with baseline", "IWAE(2) + MVD"])
+def test_a_method_of_each_kind_trains(name, monkeypatch):
     scenes.data.cache_clear()
     monkeypatch.setattr(scenes, "digits", patches)
     monkeypatch.setattr(scenes, "TRAINING", 128)

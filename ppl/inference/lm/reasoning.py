@@ -123,7 +123,8 @@ class Reasoning:
         """Weigh by a guess of what is still to come, and take it back at the end.
 
         **Meaning.** The same measure, reached by other weights on the way: after each step but the
-        last, a text counts by its weight times exp(twist(context)).
+        last, a text counts by its weight times exp(twist(context)). Searches (`ppl.lm.beam` and the
+        like) look at the potential alone.
 
         Args:
             twist: from the context to the log of the guess: a `ppl.lm.Twist`, or a function; None
