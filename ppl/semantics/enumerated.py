@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ppl import _jax
+from ppl._host import named_errors
 from ppl.errors import ArgumentError, UnsupportedError, at, check_addresses, message, named_keywords
 from ppl.program import Program, require_program
 from ppl.semantics import semirings
@@ -70,7 +71,7 @@ def enumerate(
     args = [lifted(x) for x in program.args]
     state = State(ring.start())
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), named_errors():
             state, outs = run.region(state, s.jaxpr, program.consts, args, wanted)
             run.split = True
             state, outs = run.join(state, outs)

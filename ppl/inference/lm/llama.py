@@ -68,8 +68,8 @@ class Llama(LanguageModel):
     @classmethod
     def random(
         cls,
-        key: Key,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | Sequence[Any],
+        key: Key = 0,
         *,
         layers: int = 2,
         width: int = 32,
@@ -81,8 +81,8 @@ class Llama(LanguageModel):
         """Make a small model with random weights, for tests.
 
         Args:
-            key: the key.
-            vocabulary: its tokens.
+            vocabulary: its tokens, or their texts with None for the end.
+            key: PRNG key or seed.
             layers: how many.
             width: of the residual stream.
             inner: width of the feed-forward layers.
@@ -99,9 +99,11 @@ class Llama(LanguageModel):
                 message(
                     f"Llama.random got width={width}, heads={heads}, kv_heads={kv_heads}",
                     needs="heads of an even size that share keys evenly",
-                    fix="Llama.random(key, vocabulary, width=32, heads=4, kv_heads=2)",
+                    fix="Llama.random(vocabulary, key, width=32, heads=4, kv_heads=2)",
                 )
             )
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = Vocabulary(vocabulary)
         key = jax.random.key(key) if isinstance(key, int) else key
         config = Config(layers, width, inner, heads, kv_heads, width // heads)
         weights = random_weights(key, config, len(vocabulary), dtype)

@@ -98,7 +98,7 @@ def test_tensors_are_what_the_package_makes_of_them(kind: str) -> None:
 
 
 def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
-    lm = Llama.random(0, Vocabulary([*LETTERS[:9], None]), inner=64, dtype=jnp.float32)
+    lm = Llama.random(Vocabulary([*LETTERS[:9], None]), 0, inner=64, dtype=jnp.float32)
     path = write(tmp_path / "m.gguf", METADATA, tensors_of(lm))
     loaded = Llama.load(path)
     assert loaded.config == dataclasses.replace(
@@ -115,7 +115,7 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_an_untied_head_and_scaled_rotations_are_read(tmp_path: Path) -> None:
-    lm = Llama.random(0, Vocabulary([*LETTERS[:9], None]), inner=64, dtype=jnp.float32)
+    lm = Llama.random(Vocabulary([*LETTERS[:9], None]), 0, inner=64, dtype=jnp.float32)
     head, scale = 2 * np.asarray(lm.weights.embedding), np.arange(1, 5, dtype=np.float32)
     more = {"output.weight": head, "rope_freqs.weight": scale}
     loaded = Llama.load(write(tmp_path / "m.gguf", METADATA, tensors_of(lm) | more))

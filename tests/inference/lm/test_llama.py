@@ -23,7 +23,7 @@ TOKENS = np.random.default_rng(0).integers(0, SIZE, 70).tolist()
 
 @pytest.fixture
 def lm(x64: None) -> Llama:
-    return Llama.random(1, VOCABULARY)
+    return Llama.random(VOCABULARY, 1)
 
 
 def in_numpy(lm: Llama, tokens: list[int]) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_one_token_at_a_time_is_all_at_once(lm: Llama, prompt: int) -> None:
 
 
 def test_one_token_at_a_time_is_all_at_once_in_single_precision() -> None:
-    lm = Llama.random(1, VOCABULARY, dtype=jnp.float32)
+    lm = Llama.random(VOCABULARY, 1, dtype=jnp.float32)
     one = grow(lm, lm.start(TOKENS[:30], ROOM), TOKENS[30:40])
     np.testing.assert_allclose(
         lm.logits(one), lm.logits(lm.start(TOKENS[:40], ROOM)), rtol=0, atol=1e-5
@@ -160,7 +160,7 @@ def test_score_has_lanes(lm: Llama) -> None:
 
 
 def test_nested_lanes_prompts_and_models(lm: Llama) -> None:
-    models = [lm, Llama.random(2, VOCABULARY)]
+    models = [lm, Llama.random(VOCABULARY, 2)]
     prompts = [TOKENS[:20], TOKENS[20:32]]
     tokens = jnp.arange(12).reshape(2, 2, 3)  # model, prompt, lane
 
@@ -236,7 +236,7 @@ def test_similar_prompts_share_compiled_code(lm: Llama) -> None:
     lm.start(TOKENS[:33], ROOM)
     compiled = _prefill._cache_size()
     lm.start(TOKENS[:64], ROOM - 1)
-    Llama.random(3, VOCABULARY).start(TOKENS[:40], ROOM)  # of the same structure
+    Llama.random(VOCABULARY, 3).start(TOKENS[:40], ROOM)  # of the same structure
     assert _prefill._cache_size() == compiled
 
 
@@ -264,7 +264,7 @@ def test_a_scan_writes_in_place(lm: Llama, constant: bool) -> None:
 
 
 def test_tokens_are_counted_where_they_count(lm: Llama) -> None:
-    other = Llama.random(2, VOCABULARY)
+    other = Llama.random(VOCABULARY, 2)
     state, active = lanes(lm.start(TOKENS[:5], ROOM), 3), jnp.asarray([True, False, True])
     extend_lanes(lm, state, jnp.arange(3), active)
     compiled = extend_lanes._cache_size()
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused(lm: Llama) -> None:
     with pytest.raises(ArgumentError, match="trained to read no more"):
         lm.start(TOKENS, lm.config.context - 69)
     with pytest.raises(ArgumentError, match="heads of an even size"):
-        Llama.random(0, VOCABULARY, width=30)
+        Llama.random(VOCABULARY, 0, width=30)
 
 
 def test_half_precision_is_near(lm: Llama) -> None:

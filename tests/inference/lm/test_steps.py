@@ -579,6 +579,8 @@ def test_a_judge_that_fails_is_named(many):
     )
     with pytest.raises(ResultError, match="gave NaN"):
         ppl.run(ppl.smc(judged(wrong), 4), 0)
+    with pytest.raises(ResultError, match="gave NaN"):
+        ppl.enumerate(judged(wrong))
     short = lm.judge(lambda texts: [0.5], many=True)
     with pytest.raises(ResultError, match="one number for each"):
         ppl.run(ppl.smc(judged(short), 16), 0)

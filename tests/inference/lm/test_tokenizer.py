@@ -101,7 +101,7 @@ def test_a_chat_that_cannot_be_written_is_refused(
     with pytest.raises(ArgumentError, match="needs a role and a content in each"):
         smol_vocabulary.chat([{"role": "user"}])
     with pytest.raises(UnsupportedError, match="the vocabulary of a model file"):
-        Llama.random(0, Vocabulary(["a", None])).chat(ASKED)
+        Llama.random(Vocabulary(["a", None]), 0).chat(ASKED)
     monkeypatch.setattr(smol_vocabulary, "template", "{{ messages }}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match="needs the package `jinja2`"):
