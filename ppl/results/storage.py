@@ -112,7 +112,7 @@ def _check_format(manifest: Mapping[str, Any], path: str | os.PathLike[str]) -> 
                 f"load got format version {manifest['version']} in {os.fspath(path)!r}",
                 needs=f"version {_VERSION} or older",
                 why="A newer release wrote the file",
-                fix="pip install --upgrade ppl",
+                fix="update the checkout that ppl is installed from: git pull",
             )
         )
 

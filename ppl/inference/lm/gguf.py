@@ -103,6 +103,6 @@ def need(package: str) -> None:
             message(
                 f"ppl.lm got no package `{package}`",
                 needs="the packages that read a model file",
-                fix="python -m pip install 'ppl[lm]'",
+                fix="python -m pip install gguf tokenizers",
             )
         )

@@ -33,7 +33,7 @@ def regex(pattern: str, vocabulary: Vocabulary) -> Automaton:
             message(
                 f"regex got {pattern!r}",
                 needs="the package interegular, which makes automata of patterns",
-                fix='python -m pip install "ppl[lm]"',
+                fix="python -m pip install interegular",
             )
         ) from None
     try:

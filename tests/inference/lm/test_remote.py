@@ -12,7 +12,7 @@ from ppl.errors import ResultError, UnsupportedError
 from tests.inference.lm.serving import MODEL, law, serving
 
 lm = ppl.lm
-pytest.importorskip("httpx", reason='python -m pip install "ppl[lm]"')
+pytest.importorskip("httpx", reason="python -m pip install httpx")
 
 
 @pytest.fixture(scope="module")
