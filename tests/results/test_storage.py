@@ -151,10 +151,10 @@ def test_foreign_files_are_named_errors(tmp_path):
             load(tmp_path / name)
 
 
-def test_newer_formats_say_upgrade(tmp_path):
+def test_newer_formats_say_update(tmp_path):
     with zipfile.ZipFile(tmp_path / "new", "w") as archive:
         archive.writestr("manifest.json", json.dumps({"format": "ppl.results", "version": 99}))
-    with pytest.raises(ResultError, match=r"version 99.*--upgrade"):
+    with pytest.raises(ResultError, match=r"version 99.*git pull"):
         load(tmp_path / "new")
 
 
