@@ -1,5 +1,7 @@
 """Speculative steps: the target's law exactly, and how often the draft is accepted."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 import ppl
 from ppl.errors import ArgumentError
-from ppl.inference.lm import speculative as module
 from ppl.inference.lm.speculative import residual, speculative
 from tests.inference.lm.tables import WORDS, enumerated, law, probabilities, same, table
+
+# The package has a function of that name.
+module = importlib.import_module("ppl.inference.lm.speculative")
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -1,5 +1,7 @@
 """Tempering: exact invariance, what breaks it, and the way from the start to the target."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 import ppl
 from ppl.errors import ArgumentError
-from ppl.inference.lm import tempering as module
 from ppl.inference.lm.tempering import exchange, replicas, tempering
 from tests.inference.lm.tasks import share, strict, task
+
+# The package has a function of that name.
+module = importlib.import_module("ppl.inference.lm.tempering")
 
 pytestmark = pytest.mark.usefixtures("x64")
 
