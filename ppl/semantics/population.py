@@ -95,7 +95,7 @@ class Population:
         Raises:
             ResultError: every particle has weight zero, so that there is no posterior.
         """
-        self._require_mass("expect")
+        self.require_mass("expect")
         present = None
         if isinstance(fun, str):
             check_addresses("expect", [fun], self.choices)
@@ -123,7 +123,12 @@ class Population:
         alone = (self.num_particles > 1) & jnp.all(self.families == self.families[0])
         return jnp.where(alone, jnp.nan, jnp.sqrt(jnp.sum(sums**2, axis=0)))
 
-    def _require_mass(self, operation: str) -> None:
+    def require_mass(self, operation: str) -> None:
+        """Raise `ResultError` if no particle has positive weight, or weights are no numbers.
+
+        Args:
+            operation: who asks, for the message.
+        """
         if _jax.is_tracer(self.log_weights):
             return
         if bool(jnp.any(jnp.isnan(self.log_weights) | (self.log_weights == jnp.inf))):
@@ -166,7 +171,7 @@ class Population:
         Raises:
             ResultError: every particle has weight zero.
         """
-        self._require_mass("resample")
+        self.require_mass("resample")
         count = self.num_particles if num is None else num
         ancestors = _ancestors(self.log_weights, as_key(key), count)
         return {a: x[ancestors] for a, x in self.choices.items()}

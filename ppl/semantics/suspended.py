@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl._host import named_errors
 from ppl.interpreter import loop_key_of
 from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
@@ -193,7 +194,8 @@ class Underway:
             bar.advance(min(done, total))
             try:
                 while self.ready < length:
-                    self.lanes.advance(total)
+                    with named_errors():  # an interrupt of a callback is one of the run
+                        self.lanes.advance(total)
                     if first:
                         self.loop.check(self.lanes.gathered, *self.args)
                         first = False

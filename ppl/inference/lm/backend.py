@@ -78,7 +78,9 @@ class LanguageModel(eqx.Module):
                 `ppl.lm.step(..., proposal="draft")`.
             mask: what the whole text has to match, over all steps: a regular expression, or an
                 automaton. Every step weighs by the probability of what it had to avoid. The text
-                ends where nothing can follow; `context.matched` tells whether it matches so far.
+                ends where nothing can follow, and weighs nothing if it fills its room without a
+                match. `context.matched` tells whether it matches so far: at the end of a program,
+                `ppl.lm.condition("done", context.matched)`. `ppl.lm.reasoning` sees to that itself.
 
         Returns:
             A `Context`, which `ppl.lm.step` continues.

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ppl import _jax
@@ -127,7 +128,8 @@ class Context:
         if mask is not None:
             moved = jnp.where(said == DEAD, DEAD, mask.move(said, token))
             said = jnp.where(active & ~ends, moved, said)
-            ends = ends | ~jnp.any(mask.allowed(said))  # nothing can follow
+            # Nothing can follow; after what does not match, a step is to find that out and weigh.
+            ends = ends | ((said != DEAD) & ~jnp.any(mask.allowed(said)))
         place = jnp.where(active, self.length, self.tokens.shape[-1])
         return dataclasses.replace(
             self,
@@ -143,12 +145,25 @@ class Context:
         """Append a text that is given, as an intervention: it weighs nothing.
 
         Args:
-            text: the text, or its tokens.
+            text: the text, or its tokens. Of a text that is over, nothing is appended.
+
+        Raises:
+            ArgumentError: there is too little room, as far as that is known.
         """
         tokens = tokens_of(self.vocabulary, text, "append")
         if not tokens:
             return self
-
+        length = 0 if _jax.is_tracer(self.length) else int(np.max(self.length))
+        if length + len(tokens) > self.tokens.shape[-1]:
+            raise ArgumentError(
+                message(
+                    f"append got {len(tokens)} tokens, after {length}, in a text with room for "
+                    f"{self.room}",
+                    needs="room for all of them",
+                    why="what does not fit would be dropped",
+                    fix=f"lm.prompt(text, room={length + len(tokens)})",
+                )
+            )
         row = jnp.asarray(tokens, int)
         if current_context().inside or any(map(_jax.is_tracer, jax.tree.leaves(self))):
             return _appended(self, row)

@@ -25,7 +25,7 @@ from ppl.statements import factor
 AGGREGATES = ("product", "last", "min", "max", "mean")
 
 _LINKS: dict[str, Callable[[Any], Any]] = {
-    "log": lambda score: jnp.where(score > 0, jnp.log(jnp.where(score > 0, score, 1.0)), -jnp.inf),
+    "log": lambda score: jnp.log(score),  # NaN below zero, for all to see
     "logit": lambda score: jax.scipy.special.logit(score),
     "identity": lambda score: score,
 }
@@ -99,13 +99,13 @@ class Reasoning:
         steps = run.steps + 1
         total = jnp.where(run.steps == 0, weight, self._together(run.total, weight))
         value = total / steps if self.aggregate == "mean" else total
-        moved = Progress(context, total, steps, value)
+        if context.mask is not None:  # after the last step, the whole text has to match
+            value = jnp.where((steps == self.num_steps) & ~context.matched, -jnp.inf, value)
+        found = total, steps, value
         if self.absorbing:  # what is over is not weighed again
-            over = run.context.over
-            kept = Progress(context, run.total, run.steps, run.log_potential)
-            moved = jax.tree.map(lambda a, b: jnp.where(over, a, b), kept, moved)
-            moved = moved._replace(context=context)
-        return moved, score
+            over, kept = run.context.over, (run.total, run.steps, run.log_potential)
+            found = [jnp.where(over, a, b) for a, b in zip(kept, found, strict=True)]
+        return Progress(context, *found), score
 
     def _together(self, total: Any, weight: Any) -> Any:
         if self.aggregate in ("product", "mean"):
@@ -128,7 +128,7 @@ class Reasoning:
 
         Args:
             twist: from the context to the log of the guess: a `ppl.lm.Twist`, or a function; None
-                for none.
+                for none. A guess of -inf gives a text up, and so changes the measure.
         """
         known = twist is None or not callable(twist) or isinstance(twist, eqx.Module)
         return dataclasses.replace(self, twist=twist if known else jax.tree_util.Partial(twist))
@@ -157,7 +157,8 @@ def _program(task: Reasoning) -> Answer:
         if task.twist is not None:
             last = moved.context.over | (number == task.num_steps - 1)
             ahead = jnp.where(last, 0.0, task.twist(moved.context)).astype(guess.dtype)
-            weight = weight + ahead - guess
+            # What a guess of zero has lost stays lost.
+            weight = weight + ahead - jnp.where(guess == -jnp.inf, 0.0, guess)
         factor("reward", weight)
         return (moved, ahead), score
 

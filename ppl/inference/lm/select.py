@@ -28,7 +28,8 @@ def best(program: Program) -> Program:
         program: a program of a `Population`.
 
     Returns:
-        A program of one particle's value. Of equal weights the first counts.
+        A program of one particle's value. Of equal weights the first counts, even
+        if all are zero.
     """
     require_program("best", program)
     if type(program.structure.shapes) is not Population:
@@ -68,9 +69,13 @@ def vote(
     Returns:
         Answers and their shares. Texts without an answer have a share too, under None, and come
         last.
+
+    Raises:
+        ResultError: no particle has positive weight, or weights are no numbers.
     """
     texts = text_of(population.values).decode()
     if weighted:
+        population.require_mass("vote")
         weights = np.asarray(population.weights)
     else:
         weights = np.full(len(texts), 1 / len(texts))

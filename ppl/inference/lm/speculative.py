@@ -16,6 +16,7 @@ from ppl.inference.lm.automaton import Automaton, stopping
 from ppl.inference.lm.backend import LanguageModel
 from ppl.inference.lm.context import Context, require_context
 from ppl.inference.lm.next_token import NextToken
+from ppl.inference.lm.steps import checked, require_positive
 from ppl.inference.lm.text import Text
 from ppl.statements import sample
 
@@ -94,26 +95,8 @@ def speculative(
             )
         )
     size = count("speculative", "block", block)
-    most = count("speculative", "max_tokens", max_tokens)
-    if most > context.room:
-        raise ArgumentError(
-            message(
-                f'speculative got max_tokens={most} at "{address}", in a text with room for '
-                f"{context.room}",
-                needs="room for a whole step",
-                why="a text that fills its room is cut there",
-                fix=f"lm.prompt(text, draft=small, room={most})",
-            )
-        )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(isinstance(s, str) and s for s in stops):
-        raise ArgumentError(
-            message(
-                f'speculative got stop={stop!r} at "{address}"',
-                needs="a string, or several, none of them empty",
-                fix=r'stop="\n"',
-            )
-        )
+    most, stops = checked("speculative", address, context, max_tokens, stop)
+    require_positive("speculative", address, temperature)
     automaton = stopping(stops, context.vocabulary) if stops else None
 
     def one(pen: _Pen, _: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ppl import _jax
 from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference.lm.automaton import Automaton, stopping
@@ -62,7 +64,8 @@ def step(
         max_tokens: the most tokens.
         temperature: positive; a number, may be traced.
         proposal: a function from the next token's logits, at the temperature, to those to draw
-            from; "draft" for the context's draft model, at the same temperature.
+            from; "draft" for the context's draft model, at the same temperature. It must be able to
+            propose whatever the model can say; what it cannot is lost from the measure.
         mask: what the step may say, its stop included: a regular expression, or an automaton
             (`ppl.lm.regex`). The text may end where it matches; the step ends
             where nothing can follow. One that is cut short of a match has weight zero.
@@ -75,36 +78,28 @@ def step(
         ArgumentError: a setting is of the wrong kind, or two exclude one another.
     """
     context = require_context("step", context)
-    most = count("step", "max_tokens", max_tokens)
-    if most > context.room:
+    most, stops = checked("step", address, context, max_tokens, stop)
+    masked = mask is not None or context.mask is not None
+    if locally_normalised and not masked:
         raise ArgumentError(
             message(
-                f'step got max_tokens={most} at "{address}", in a text with room for '
-                f"{context.room}",
-                needs="room for a whole step",
-                why="a text that fills its room is cut there",
-                fix=f"lm.prompt(text, room={most})",
-            )
-        )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(isinstance(s, str) and s for s in stops):
-        raise ArgumentError(
-            message(
-                f'step got stop={stop!r} at "{address}"',
-                needs="a string, or several, none of them empty",
-                fix=r'stop="\n"',
+                f'step got locally_normalised=True at "{address}", and no mask',
+                needs="a mask for this to be a setting of",
+                fix=f'ppl.lm.step("{address}", context, mask="[0-9]+", locally_normalised=True)',
             )
         )
     if isinstance(context.lm, Remote):
-        return _completed(address, context, stops, most, temperature, proposal, mask)
+        if proposal is not None or masked:
+            context.lm.logits(context.state)  # refused, by name
+        return _completed(address, context, stops, most, temperature)
+    require_positive("step", address, temperature)
     automaton = regex(mask, context.vocabulary) if isinstance(mask, str) else mask
     writer = _Writer(
         stopping(stops, context.vocabulary) if stops else None,
         automaton,
         temperature,
         _proposer(address, context, proposal, temperature),
-        proposal is not None
-        or ((mask is not None or context.mask is not None) and not locally_normalised),
+        proposal is not None or (masked and not locally_normalised),
         locally_normalised,
     )
 
@@ -115,10 +110,68 @@ def step(
     pen = _Pen(context, zero, zero, jnp.zeros((), bool), jnp.zeros_like(context.promised))
     pen, tokens = jax.lax.scan(one, pen, None, length=most)
     if writer.weighs:
-        short = zero if automaton is None else ~automaton.accepts(pen.said) & ~context.over
+        after, short = pen.context, jnp.asarray(False)
+        if automaton is not None:
+            short = ~automaton.accepts(pen.said) & ~context.over
+        # A text that has filled its room cannot come to match any more.
+        short = short | (after.truncated & ~after.matched)
         factor(f"{address}/weight", jnp.where(short, -jnp.inf, pen.log_weight))
     text = Text(tokens, pen.context.length - context.length, context.vocabulary)
     return Step(text, pen.context)
+
+
+def checked(
+    operation: str, address: str, context: Context, max_tokens: Any, stop: Any
+) -> tuple[int, tuple[str, ...]]:
+    """Check what steps of every kind are given: give the most tokens, and the stops.
+
+    Args:
+        operation: who asks, for the message.
+        address: of the step.
+        context: the text so far.
+        max_tokens: the most tokens.
+        stop: a string, several, or None.
+    """
+    most = count(operation, "max_tokens", max_tokens)
+    if most > context.room:
+        raise ArgumentError(
+            message(
+                f'{operation} got max_tokens={most} at "{address}", in a text with room for '
+                f"{context.room}",
+                needs="room for a whole step",
+                why="a text that fills its room is cut there",
+                fix=f"lm.prompt(text, room={most})",
+            )
+        )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(s, str) and s for s in stops):
+        raise ArgumentError(
+            message(
+                f'{operation} got stop={stop!r} at "{address}"',
+                needs="a string, or several, none of them empty",
+                fix=r'stop="\n"',
+            )
+        )
+    return most, stops
+
+
+def require_positive(operation: str, address: str, temperature: Any) -> None:
+    """Refuse a temperature by which no law can be divided; a traced one cannot be seen.
+
+    Args:
+        operation: who asks, for the message.
+        address: of the step.
+        temperature: what was passed.
+    """
+    if not _jax.is_tracer(temperature) and not 0 < float(temperature) < math.inf:
+        raise ArgumentError(
+            message(
+                f'{operation} got temperature={temperature} at "{address}"',
+                needs="a positive number",
+                why="logits are divided by it",
+                fix="temperature=0.1, for little chance",
+            )
+        )
 
 
 def _completed(
@@ -127,14 +180,10 @@ def _completed(
     stops: tuple[str, ...],
     most: int,
     temperature: Any,
-    proposal: Any,
-    mask: Any,
 ) -> Step:
     """Make a step of one completion by a server."""
     lm = context.lm
     assert isinstance(lm, Remote)
-    if proposal is not None or mask is not None:
-        lm.logits(None)  # refused, by name
     written = context.tokens, context.length
     block = Block(context.state, written, context.over, temperature, lm.client, stops, most)
     symbols = sample(address, block)
@@ -262,6 +311,7 @@ def observe(
         The context after it.
     """
     context = require_context("observe", context)
+    require_positive("observe", address, temperature)
     tokens = tokens_of(context.vocabulary, text, "observe")
 
     def one(carry: Any, token: Any) -> Any:

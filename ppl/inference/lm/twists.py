@@ -55,7 +55,8 @@ def learn_twist(
     **Meaning.** A twist psi is best where it is the mean of the weight that is still to come, given
     the text so far: population methods then lose nothing to weights. Over prefixes s_t of texts of
     the model with further weight w, the loss E[psi(s_t) - w log psi(s_t)] has that mean as its
-    minimum; it is convex in a linear log psi. Any twist leaves the target as it is.
+    minimum; it is convex in a linear log psi. Any twist leaves the target as it is. What masks and
+    proposals weigh is not learnt: texts are those that the steps draw.
 
     Args:
         task: what the twist is for.

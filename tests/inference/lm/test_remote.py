@@ -126,6 +126,10 @@ def test_what_a_server_cannot_do_is_refused(client):
     for settings in ({"mask": "a*"}, {"proposal": lambda logits: logits}):
         with pytest.raises(UnsupportedError, match=r"neither weigh one, nor be masked.*Llama"):
             masked(context, settings)
+    # Also a mask of the whole text.
+    held = lm.Remote(client=client).prompt("a", room=4, mask="a*")
+    with pytest.raises(UnsupportedError, match="nor be masked"):
+        line(held)
     with pytest.raises(UnsupportedError, match="neither weigh one"):
         ppl.model(lambda c: lm.observe("seen", c, "ab"))(context)
     program = line(context)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ppl
-from ppl.errors import AddressError, ArgumentError, ResultError
+from ppl.errors import AddressError, ArgumentError
 from tests.compiling import compilations
 from tests.inference.lm.tables import (
     END,
@@ -299,6 +299,30 @@ def test_what_is_appended_or_observed_must_match_the_mask_too():
     assert ppl.enumerate(program(model, "b")).total_mass == 0
 
 
+def test_an_appended_text_that_cannot_match_is_found_by_the_next_step():
+    """Also where the pattern lets nothing follow."""
+    model = table(35)
+
+    @ppl.model
+    def program(model):
+        context = model.prompt(room=4, mask="a").append("b")
+        return lm.step("step", context, max_tokens=1).context.text
+
+    assert ppl.enumerate(program(model)).total_mass == 0
+
+
+def test_a_text_that_fills_its_room_without_a_match_weighs_nothing():
+    model = table(36)
+
+    @ppl.model
+    def program(model):
+        context = model.prompt(room=2, mask="a*\n")
+        return lm.step("step", context, max_tokens=2).context.text
+
+    p = law(model, 2)
+    same(enumerated(program(model)), {(A, LINE): p[A, LINE], (LINE,): law(model, 1)[LINE,]})
+
+
 # --- Observing ----------------------------------------------------------------------------------
 
 
@@ -360,99 +384,6 @@ def test_twists_cancel():
     same(tilted, {t: p * np.exp(0.5) for t, p in plain.items()})
 
 
-# --- Populations --------------------------------------------------------------------------------
-
-
-def first_a(context):
-    """A verifier that is a JAX function."""
-    written = jnp.arange(context.room) < context.length
-    return 0.2 + 0.2 * jnp.sum((context.tokens == A) & written)
-
-
-@pytest.mark.parametrize("aggregate", ["product", "last", "min", "max", "mean"])
-def test_reasoning_has_the_declared_weight(aggregate):
-    model = table(20)
-    task = lm.reasoning(
-        model.prompt(room=3), first_a, num_steps=3, max_tokens=1, stop=None, aggregate=aggregate
-    )
-    together = {
-        "product": np.sum, "last": lambda g: g[-1], "min": np.min, "max": np.max, "mean": np.mean
-    }[aggregate]  # fmt: skip
-    wanted = {}
-    for text, p in law(model, 3).items():
-        shares = [text[: n + 1].count(A) / 3 for n in range(len(text))]
-        wanted[text] = p * np.exp(together(np.log([0.2 + 0.6 * s for s in shares])))
-    found = {}
-    for answer, mass in _points(task.program):
-        text = tuple(np.asarray(answer.text.tokens)[: int(answer.text.length)].tolist())
-        found[text] = found.get(text, 0.0) + mass
-        ratio = np.log(mass) - np.log(law(model, 3)[text])
-        assert ratio == pytest.approx(float(answer.log_potential), abs=1e-10)
-    same(found, wanted)
-
-
-METHODS = {
-    "importance": lambda p: ppl.importance(p, 2),
-    "smc": lambda p: ppl.smc(p, 2),
-    "smc, always, multinomial": lambda p: ppl.smc(p, 2, resample="multinomial", ess_threshold=1.0),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_population_methods_keep_the_target(method):
-    task = lm.reasoning(table(21).prompt(room=3), first_a, num_steps=3, max_tokens=1, stop=None)
-    report = ppl.check.preserves(METHODS[method], task.program)
-    assert report.passed, report
-
-
-def test_particle_gibbs_keeps_the_target():
-    task = lm.reasoning(table(22).prompt(room=2), first_a, num_steps=2, max_tokens=1, stop=None)
-    kernel = ppl.kernels.conditional_smc(num_particles=2)
-    report = ppl.check.invariant(kernel, task.program)
-    assert report.passed, report
-
-
-def test_the_best_particle_is_biased_and_the_check_finds_it():
-    task = lm.reasoning(table(23).prompt(room=2), first_a, num_steps=2, max_tokens=1, stop=None)
-    report = ppl.check.preserves(lambda p: lm.best(ppl.importance(p, 3)), task.program)
-    assert not report.passed
-
-
-def test_the_best_of_n_has_the_law_of_the_best_of_n():
-    """Of n independent runs with scores of law F, the best has F^n - (F before)^n."""
-    model, n = table(23), 3
-
-    @ppl.model
-    def program(model):
-        text, _ = lm.step("step", model.prompt(), max_tokens=1)
-        score = jnp.array([0.3, 0.1, 0.7, 0.2, 0.5])[text.tokens[0]]
-        ppl.factor("score", jnp.log(score))
-        return text
-
-    found = enumerated(lm.best(ppl.importance(program(model), n)))
-    p = {t[0]: m for t, m in law(model, 1).items()}
-    below, wanted = 0.0, {}
-    for token in (B, LINE, A, END, AB):  # by score
-        wanted[token,] = (below + p[token]) ** n - below**n
-        below += p[token]
-    same(found, wanted)
-
-
-def test_votes():
-    task = lm.reasoning(table(24).prompt(room=2), first_a, num_steps=2, max_tokens=1, stop=None)
-    population = ppl.run(ppl.smc(task.program, 8), 0)
-    shares = lm.vote(population)
-    assert sum(shares.values()) == pytest.approx(1.0)
-    texts = population.values.text.decode()
-    for text, share in shares.items():
-        own = [w for t, w in zip(texts, population.weights, strict=True) if t == text]
-        assert share == pytest.approx(float(sum(own)))
-    alike = lm.vote(population, len, weighted=False)
-    assert alike == {
-        n: pytest.approx(sum(len(t) == n for t in texts) / 8) for n in {len(t) for t in texts}
-    }
-
-
 # --- Compiling ----------------------------------------------------------------------------------
 
 
@@ -500,6 +431,9 @@ def one_step_of(model):
         ({"mask": "(a"}, "regex got"),
         ({"mask": "zzz"}, "regex got"),
         ({"stopp": "a"}, "stopp"),
+        ({"temperature": 0.0}, "a positive number"),
+        ({"temperature": -1}, "a positive number"),
+        ({"locally_normalised": True}, "and no mask"),
     ],
 )
 def test_wrong_settings_are_refused(settings, words):
@@ -515,6 +449,10 @@ def test_other_wrong_arguments_are_refused():
         model.prompt([7])
     with pytest.raises(ArgumentError, match="is left"):
         model.prompt("abc")
+    with pytest.raises(ArgumentError, match=r"append got 2 tokens, after 0.*room=2"):
+        model.prompt(room=1).append("aa")
+    with pytest.raises(ArgumentError, match=r"append got 1 tokens, after 2.*room=3"):
+        model.prompt(room=2).append("aa").append("a")
     with pytest.raises(ArgumentError, match="one vocabulary"):
         model.prompt(draft=table(0, lm.Vocabulary(["a", None])))
     with pytest.raises(ArgumentError, match="special token"):
@@ -530,61 +468,10 @@ def test_other_wrong_arguments_are_refused():
     with pytest.raises(AddressError, match="step"):
         twice(model)
     with pytest.raises(ArgumentError, match="room for"):
-        lm.reasoning(model.prompt(room=2), first_a, num_steps=3, max_tokens=1)
+        lm.reasoning(model.prompt(room=2), len, num_steps=3, max_tokens=1)
     with pytest.raises(ArgumentError, match="aggregate"):
-        lm.reasoning(model.prompt(), first_a, num_steps=1, aggregate="sum")
+        lm.reasoning(model.prompt(), len, num_steps=1, aggregate="sum")
     with pytest.raises(ArgumentError, match="link"):
-        lm.reasoning(model.prompt(), first_a, num_steps=1, link="exp")
+        lm.reasoning(model.prompt(), len, num_steps=1, link="exp")
     with pytest.raises(ArgumentError, match="Population"):
         lm.best(one_step(model, max_tokens=1))
-
-
-# --- Judges -------------------------------------------------------------------------------------
-
-
-def judged(judge, length=2):
-    task = lm.reasoning(
-        table(28).prompt(room=length), judge, num_steps=length, max_tokens=1, stop=None
-    )
-    return task.program
-
-
-def test_a_judge_is_asked_once_for_each_text():
-    asked = []
-
-    def score(text):
-        asked.append(text)
-        return 0.1 + 0.2 * text.count("a")
-
-    judge = lm.judge(score)
-    population = ppl.run(ppl.smc(judged(judge), 16), 0)
-    assert judge.calls == len(asked) == len(set(asked))
-    assert set(population.values.text.decode()) <= set(asked)
-    last = population.values.scores[:, -1]
-    wanted = [0.1 + 0.2 * t.count("a") for t in population.values.text.decode()]
-    np.testing.assert_allclose(last, wanted)
-
-
-def test_a_judge_of_many_texts_says_the_same():
-    single = lm.judge(lambda text: 0.1 + len(text) / 10)
-    batched = lm.judge(lambda texts: [0.1 + len(t) / 10 for t in texts], many=True)
-    a, b = (ppl.enumerate(judged(j)) for j in (single, batched))
-    assert a.total_variation(b) < 1e-12
-
-
-@pytest.mark.parametrize("many", [False, True])
-def test_a_judge_that_fails_is_named(many):
-    wrong = lm.judge(
-        (lambda ts: [float("nan")] * len(ts)) if many else lambda t: float("nan"), many=many
-    )
-    with pytest.raises(ResultError, match="gave NaN"):
-        ppl.run(ppl.smc(judged(wrong), 4), 0)
-    with pytest.raises(ResultError, match="gave NaN"):
-        ppl.enumerate(judged(wrong))
-    short = lm.judge(lambda texts: [0.5], many=True)
-    with pytest.raises(ResultError, match="one number for each"):
-        ppl.run(ppl.smc(judged(short), 16), 0)
-    with pytest.raises(ArgumentError, match="function of strings"):
-        lm.judge(3)
-    with pytest.raises(ArgumentError, match="texts, or contexts"):
-        lm.judge(len)(3)
