@@ -20,6 +20,8 @@ the same number of runs N; those that resample or search draw anew, the others s
 - *beam*, *DVTS*: a quarter of the runs kept, each continued four times, by the last score.
 - *best-of-n*, *weighted vote*: by the last score; *importance*: by the product of all scores.
 
+An interrupted run goes on from what it has written to the folder.
+
 What is checked: that the particle filter is above best-of-n at the largest N by a paired test
 (one-sided sign test at 1e-3). Where beams win, and where noise breaks them, is reported.
 """
@@ -66,11 +68,16 @@ def study(
     noises: Sequence[float],
     report: Any = None,
     together: int = 4,
+    begun: Right | None = None,
 ) -> Right:
-    """Answer all problems by all methods: whether each answer was right, by method, N and noise."""
-    bench, right = Bench(model), {}
+    """Answer all problems by all methods: whether each answer was right, by method, N and noise.
+
+    What has begun goes on as if it had not been interrupted.
+    """
+    bench, right = Bench(model), dict(begun or {})
     every = problems(count, seed=0)
-    for first in range(0, count, together):
+    done = min((len(flags) for flags in right.values()), default=0)
+    for first in range(done, count, together):
         some = every[first : first + together]
         key = jax.random.fold_in(jax.random.key(0), first)
         own = bench.draw(some, Verifier(0.0, 0.0), alone(max(numbers)), key)
@@ -192,6 +199,17 @@ def save(right: Right, folder: Path) -> None:
     plot(right, folder)
 
 
+def saved(folder: Path, numbers: Sequence[int], noises: Sequence[float]) -> Right:
+    """Read what an interrupted run of the same settings has kept."""
+    file = folder / "answers.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    right = {(r["method"], r["runs"], r["noise"]): [bool(f) for f in r["right"]] for r in rows}
+    same = {n for _, n, _ in right} == set(numbers) and {s for *_, s in right} == set(noises)
+    if right and not same:
+        raise SystemExit(f"{file} is of other numbers or noises; give another --out")
+    return right
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; the exit code says whether the claim holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -213,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.fast:
             save(right, options.out)
 
-    right = study(model, count, numbers, noises, report)
+    begun = {} if options.fast else saved(options.out, numbers, noises)
+    right = study(model, count, numbers, noises, report, begun=begun)
     print(file=sys.stderr)
     print(f"{count} problems of {LINES} lines, {human(time.perf_counter() - began)}")
     print(table(right))

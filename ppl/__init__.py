@@ -6,10 +6,9 @@ unnormalised measure. Inference algorithms map programs to programs. `ppl.run` d
 
 from typing import Any
 
-from ppl import distributions
+from ppl import distributions, kernels
 from ppl._cache import enable_compilation_cache
 from ppl.errors import PPLError
-from ppl.inference import kernels
 from ppl.inference.importance import importance
 from ppl.inference.mcmc import mcmc
 from ppl.inference.particle_gibbs import particle_gibbs
@@ -46,7 +45,7 @@ from ppl.statements import deterministic, factor, plate, sample, scope
 
 __version__ = "0.1.0"
 
-_LATER = {"check": "ppl.check", "lm": "ppl.inference.lm", "vi": "ppl.inference.vi"}
+_LATER = ("check", "lm", "vi")
 
 
 def __getattr__(name: str) -> Any:
@@ -54,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         import importlib
 
-        return importlib.import_module(_LATER[name])
+        return importlib.import_module(f"ppl.{name}")
     raise AttributeError(f"module 'ppl' has no attribute {name!r}")
 
 

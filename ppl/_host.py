@@ -1,9 +1,11 @@
-"""Python functions that run while XLA does, and how their errors come back by name."""
+"""What the host sees of a run: errors of Python functions inside it, by name; and interrupts."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,3 +46,25 @@ def named_errors() -> Iterator[Callable[[Any], Any]]:
             _raised.clear()
             raise error from None
         raise
+
+
+@contextlib.contextmanager
+def undivided(held: bool = True) -> Iterator[None]:
+    """Hold Ctrl-C back until the end: what changes together changes, or does not.
+
+    Args:
+        held: if False, hold nothing back.
+    """
+    handler: Any = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not (held and main and callable(handler)):
+        yield  # no interrupt is raised here, or none is to be held
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])

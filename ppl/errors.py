@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 
 class PPLError(Exception):
@@ -58,6 +58,31 @@ class ArgumentError(PPLError, TypeError):
 
 class ResultError(PPLError, ValueError):
     """A stored or computed result cannot be shown, saved or loaded as asked."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A long run was interrupted by Ctrl-C, and can go on from where it stands.
+
+    It is a `KeyboardInterrupt`, so that `except Exception` does not swallow it.
+    """
+
+    def __init__(self, what: str, passage: Any):
+        super().__init__(
+            f"{what}. `.resume()` of this exception goes on from there, bit for bit; where it was "
+            "not caught: import sys; result = sys.last_value.resume()"
+        )
+        self._passage = passage
+
+    def resume(self, *, progress: bool | None = None) -> Any:
+        """Go on, and give what the run would have given.
+
+        Args:
+            progress: show a progress bar; None shows one in terminals and notebooks.
+
+        Raises:
+            Interrupted: again.
+        """
+        return self._passage.finish(progress)
 
 
 def message(what: str, *, needs: str, why: str = "", fix: str = "") -> str:

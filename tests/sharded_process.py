@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ppl
 import ppl.distributions as dist
-from ppl.semantics import suspended
+from ppl.semantics import outermost, suspended
 from ppl.semantics.run import _execute
 from ppl.semantics.sharding import Sharing, share
 from tests.compiling import compilations
@@ -169,6 +169,28 @@ def held(mesh: Any) -> dict[str, Any]:
     return found
 
 
+def blocks(mesh: Any) -> dict[str, Any]:
+    """Run a filter from the host, in blocks that the devices share."""
+    program = ppl.smc(linear(YS), 80)
+    alone, shared = ppl.run(program, 3), ppl.run(program, 3, mesh=mesh, progress=True)
+    rows, found = [], []
+    enter = outermost.Passage._enter
+
+    def noting(self: Any, part: Any) -> Any:
+        found.append(enter(self, part))
+        rows.extend(parts(x) for x in found[-1].rows if x.shape[1:2] == (80,))
+        return found[-1]
+
+    with unittest.mock.patch.object(outermost.Passage, "_enter", noting):
+        ppl.run(program, 3, mesh=mesh, progress=True)
+    rows += [parts(x) for x in found[-1].rows if x.shape[1:2] == (80,)]
+    return {
+        "apart": apart(alone.choices, shared.choices),
+        "parts": parts(shared.choices["x"]),
+        "rows": rows,
+    }
+
+
 def tempered(mesh: Any) -> list[Any]:
     walk = ppl.kernels.random_walk(0.5)
     program = ppl.tempered_smc(normal(FEW), num_particles=80, kernel=walk)
@@ -254,7 +276,7 @@ def main(task: str, index: str = "", port: str = "") -> None:
         found: Any = two()
     else:
         mesh = jax.make_mesh((4, 2), ("hosts", "devices"))
-        slow = [large, held, tempered, chains, adapted]
+        slow = [large, held, blocks, tempered, chains, adapted]
         tasks = slow if task == "slow" else [finite, simple, refused]
         found = {f.__name__: f(mesh) for f in tasks}
         if task == "slow":

@@ -127,6 +127,15 @@ def test_no_device_holds_all_trajectories(slow):
 
 
 @pytest.mark.slow
+def test_devices_share_a_run_in_blocks(slow):
+    assert slow["blocks"]["apart"] < 1e-9
+    assert slow["blocks"]["parts"] == [[10, 50]]
+    rows = slow["blocks"]["rows"]
+    assert rows  # nor does a device hold rows of all particles, before and after
+    assert all(found == [[50, 10]] for found in rows)
+
+
+@pytest.mark.slow
 def test_tempering_and_chains_share(slow):
     difference, parts = slow["tempered"]
     assert difference < 1e-9

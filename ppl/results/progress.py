@@ -83,13 +83,16 @@ class Progress:
             bar.disable = True  # or its destructor would write once more
 
 
-def progress(enabled: bool | None, total: int, label: str) -> Progress:
+def progress(
+    enabled: bool | None, total: int | None, label: str, patience: float = 0.0
+) -> Progress:
     """Make a progress bar.
 
     Args:
         enabled: whether to show it; None shows it in a terminal or a notebook, and nowhere else.
-        total: number of steps.
+        total: number of steps; None if nobody knows.
         label: what the steps are.
+        patience: seconds after which the bar is first shown.
     """
     notebook = _in_notebook()
     if not (_in_terminal() or notebook if enabled is None else enabled):
@@ -103,7 +106,8 @@ def progress(enabled: bool | None, total: int, label: str) -> Progress:
                 from tqdm import tqdm
             known = shutil.get_terminal_size((0, 0)).columns > 0
             width = None if known else 80
-            bar = tqdm(total=total, desc=label, leave=True, dynamic_ncols=known, ncols=width)
+            look = {"leave": True, "dynamic_ncols": known, "ncols": width, "delay": patience}
+            bar = tqdm(total=total, desc=label, **look)
         return Progress(bar)
     except Exception:  # whatever a display can raise
         return Progress(None)

@@ -20,6 +20,7 @@ from ppl.errors import ArgumentError, OpenObservationsError, at, message, named_
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, draw, value_of
 from ppl.program import Program, require_program
+from ppl.semantics.outermost import Passage, parts_of
 from ppl.semantics.sharding import Sharing, share
 from ppl.semantics.suspended import drive
 
@@ -76,11 +77,16 @@ def run(
 ) -> PyTree:
     """Draw once from a program.
 
-    **Meaning.** One draw of the return value from the program's probability. A program whose
-    outermost structure is a long loop (`ppl.mcmc`) runs in blocks from the host: with a progress
-    bar, and Ctrl-C returns what is there. Draws do not depend on `progress`, nor, up to rounding,
-    on `mesh`: devices sum in another order, which in single precision can move an ancestor, and all
-    that follows from it, to a neighbour.
+    **Meaning.** One draw of the return value from the program's probability.
+
+    Long loops run in blocks from the host, with a progress bar. Ctrl-C returns the draws that are
+    there of chains (`ppl.mcmc`) and of optimisation (`ppl.vi.fit`); other programs with long loops
+    outermost, such as particle filters and steps of language models, stop with an exception that
+    can go on. Loops that are short, or more than two, run in one compiled call, unless
+    `progress=True` or a checkpoint asks for more. Neither `progress` nor `checkpoint` nor `mesh`
+    changes a draw but by rounding: code that is compiled in other pieces and devices that share
+    work may sum in another order, which in single precision can move an ancestor, and all that
+    follows from it, to a neighbour.
 
     Args:
         program: a program without open scores.
@@ -100,21 +106,25 @@ def run(
 
     Raises:
         ArgumentError: `mesh` is not one, or its devices divide no draw of the program; `checkpoint`
-            belongs to another run, or the program is no long loop.
+            belongs to another run, or the program has no loop outermost that draws.
+        Interrupted: by Ctrl-C; its `resume()` goes on, bit for bit.
         OpenObservationsError: the program observes or weighs; it has to be fitted, not drawn from.
     """
     require_program("run", program)
     key = as_key(key)
     traced = any(map(_jax.is_tracer, jax.tree.leaves((program, key))))
     long = program.structure.loop is not None and not traced
+    parts = None
     if not long:
         refuse_scores(program)
+        asked = bool(progress) or checkpoint is not None
+        parts = None if traced else parts_of(program.structure, asked)
     sharing = None
-    if checkpoint is not None and not long:
+    if checkpoint is not None and not long and parts is None:
         raise ArgumentError(
             message(
                 f"run got checkpoint={checkpoint!r} for {program.name}",
-                needs="a program whose outermost structure is a long loop, run outside of jax.jit",
+                needs="a program with an outermost loop that draws, run outside of jax.jit",
                 why="there is nothing between its start and its end that could be kept",
                 fix="ppl.run(ppl.mcmc(...), key, checkpoint=path)",
             )
@@ -135,6 +145,9 @@ def run(
                 sharing=sharing,
                 checkpoint=checkpoint,
             )
+        if parts is not None and not (sharing and sharing.many_processes):
+            passage = Passage(program, parts, key, _Draw(sharing), checkpoint)
+            return passage.finish(progress)
         return program.structure.rebuild(wait(_execute(program, key, sharing)))
 
 

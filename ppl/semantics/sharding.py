@@ -55,6 +55,15 @@ class Sharing:
 
         return jax.tree.map(one, tree)
 
+    def lay_rows(self, tree: PyTree) -> PyTree:
+        """Do the same with rows, whose first axis is that of a loop."""
+
+        def one(x: Any) -> Any:
+            axis = next((i for i in range(1, jnp.ndim(x)) if x.shape[i] in self.sizes), None)
+            return x if axis is None else self._over(axis, x)
+
+        return jax.tree.map(one, tree)
+
     def place(self, tree: PyTree) -> PyTree:
         """Put on every device what is not there yet, as the result of a run would be."""
         whole = NamedSharding(self.mesh, PartitionSpec())

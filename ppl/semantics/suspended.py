@@ -9,21 +9,18 @@ program the same loop is one `scan`, or `while_loop`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl._host import named_errors
+from ppl._host import named_errors, undivided
 from ppl.interpreter import loop_key_of
 from ppl.program import Loop, Program
 from ppl.results.progress import progress as progress_bar
@@ -216,7 +213,7 @@ class Underway:
         assert self.checkpoint is not None
         if self.lanes.steps == self.written:
             return
-        with _undivided():
+        with undivided():
             self.checkpoint.add(self.lanes.unsaved())
             self.lanes.rows.written()
             self.written = self.lanes.steps
@@ -225,23 +222,6 @@ class Underway:
         """Give the value after a number of rows."""
         found = self.loop.finish(self.lanes.gathered, self.lanes.emitted(length), *self.args)
         return self.loop.hand(found, self, *self.args) if self.loop.hand else found
-
-
-@contextlib.contextmanager
-def _undivided() -> Iterator[None]:
-    """Hold Ctrl-C back until the end: a state and its rows change together, or not at all."""
-    handler: Any = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # no interrupt is raised here
-        return
-    came: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *args: came.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
 
 
 class _Lanes:
@@ -294,7 +274,7 @@ class _Lanes:
             self.steps, count,
         )  # fmt: skip
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
-        with _undivided():
+        with undivided():
             self.state, self.steps = state, self.steps + count
             self.rows.add(None if self.loop.done is None else self.loop.done(outs), outs)
         if not self.in_step:  # with other processes, whose clocks differ

@@ -271,6 +271,6 @@ def test_where_a_checkpoint_cannot_be(tmp_path):
     file.write_text("")
     with pytest.raises(ArgumentError, match="is a file"):
         run("moves", file)
-    with pytest.raises(ArgumentError, match="long loop"):
+    with pytest.raises(ArgumentError, match="an outermost loop that draws"):
         ppl.run(ppl.unobserve(normal(Y)), 0, checkpoint=str(tmp_path / "c"))
     assert not (tmp_path / "c").exists()
