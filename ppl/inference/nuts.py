@@ -276,7 +276,7 @@ class Nuts(FlatKernel):
 
     def flat_tuned(self, state: State) -> TraceKernel:
         """Give the kernel with the settings of the median chain."""
-        return typical(self, jax.vmap(lambda known: known.known)(state.warmup))
+        return typical(self, _unpacked(state.warmup))
 
     def _warmup(self, place: Any) -> Warmup:
         mass = self.inverse_mass
@@ -295,6 +295,10 @@ class Nuts(FlatKernel):
             step_size=self.step_size is None,
             inverse_mass=self.inverse_mass is None,
         )
+
+
+#: In one call: of single operations, each would be compiled by itself.
+_unpacked = jax.jit(jax.vmap(lambda packed: packed.known))
 
 
 def _moved(tree: Any, source: int, target: int) -> Any:

@@ -173,7 +173,7 @@ def typical(kernel: TraceKernel, memory: PyTree) -> TraceKernel:
     first = np.asarray(reals[0])
     order = np.argsort(first.reshape(len(first), -1).mean(1))
     chain = order[len(order) // 2]
-    return kernel.tuned(jax.tree.map(lambda x: jnp.asarray(x)[chain], memory))
+    return kernel.tuned(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[chain]), memory))
 
 
 def as_addresses(operation: str, addresses: Sequence[str] | str | None) -> tuple[str, ...] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -24,13 +23,13 @@ from ppl._host import named_errors, undivided
 from ppl._types import PyTree
 from ppl.errors import Interrupted
 from ppl.interpreter import Ring, loop_key_of
-from ppl.primitives import sample_p
 from ppl.program import Program, Structure
 from ppl.results.progress import progress as progress_bar
 from ppl.semantics.checkpoint import SAVE_EVERY, Snapshot
+from ppl.semantics.costs import cost, cost_of
 from ppl.semantics.sharding import Sharing
 
-#: What a program must cost to be run loop by loop, in nanoseconds as `_cost` guesses them, and what
+#: What a program must cost to be run loop by loop, in nanoseconds as `cost` guesses them, and what
 #: a loop must cost to be one of those.
 LONG, SOME = 3e8, 3e7
 #: The most loops that a program is cut at unasked: XLA compiles equal ones faster together.
@@ -113,11 +112,11 @@ def parts_of(structure: Structure, asked: bool = False) -> tuple[Part, ...] | No
     If somebody asked for it, at all loops that draw, however short and many.
     """
     jaxpr = structure.jaxpr
-    if not asked and _cost(jaxpr) < LONG:
+    if not asked and cost(jaxpr) < LONG:
         return None
     groups: list[tuple[bool, list[Any]]] = []
     for eqn in jaxpr.eqns:
-        loop = _drivable(eqn) and (asked or _cost_of(eqn) >= SOME)
+        loop = _drivable(eqn) and (asked or cost_of(eqn) >= SOME)
         if loop or not groups or groups[-1][0]:
             groups.append((loop, []))
         groups[-1][1].append(eqn)
@@ -135,33 +134,6 @@ def parts_of(structure: Structure, asked: bool = False) -> tuple[Part, ...] | No
         later.update(reads)
     handed = (v for part in found for v in part.makes)
     return tuple(reversed(found)) if all(_plain(v.aval.dtype) for v in handed) else None
-
-
-def _cost(jaxpr: Any) -> float:
-    """Guess how long a jaxpr takes on one core: within a factor of ten, from shapes alone."""
-    return sum(map(_cost_of, jaxpr.eqns))
-
-
-def _cost_of(eqn: Any) -> float:
-    inner = list(map(_cost, _jax.subjaxprs(eqn)))
-    size = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
-    name = eqn.primitive.name
-    match name:
-        case "scan":
-            return eqn.params["length"] * sum(inner)
-        case "while":
-            return 10 * sum(inner)  # iterations that nobody knows the number of
-        case "cond":
-            return max(inner)
-        case "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            return 100 + 0.1 * size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        case _ if inner:
-            return sum(inner)
-        case _ if "callback" in name:
-            return 2e7
-        case _:
-            return 100 + (20 if eqn.primitive is sample_p else 1) * size
 
 
 def _drivable(eqn: Any) -> bool:
@@ -245,7 +217,7 @@ class Passage:
         Raises:
             Interrupted: by Ctrl-C; it can go on from there.
         """
-        saved, cost, shown = time.monotonic(), 0.0, self.done
+        saved, writing, shown = time.monotonic(), 0.0, self.done
         patience = PATIENCE if progress is None else 0.0
         try:
             with progress_bar(progress, self.total, self.program.name, patience) as bar:
@@ -255,8 +227,10 @@ class Passage:
                         self._advance()
                     bar.advance(max(self.done - shown, 0))
                     shown = self.done
-                    if self.snapshot and time.monotonic() - saved > max(SAVE_EVERY, WORTH * cost):
-                        cost, saved = self._save(), time.monotonic()
+                    if self.snapshot and time.monotonic() - saved > max(
+                        SAVE_EVERY, WORTH * writing
+                    ):
+                        writing, saved = self._save(), time.monotonic()
             if self.snapshot:
                 self._save()
         except KeyboardInterrupt:

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl import _jax
 from ppl._host import named_errors, undivided
 from ppl.interpreter import loop_key_of
-from ppl.program import Loop, Program
+from ppl.program import Loop, Program, Structure
 from ppl.results.progress import progress as progress_bar
 from ppl.semantics.checkpoint import SAVE_EVERY, Checkpoint
+from ppl.semantics.costs import cost
 from ppl.semantics.rows import Rows
 from ppl.semantics.sharding import Sharing
 from ppl.staging import stage
@@ -32,6 +34,8 @@ from ppl.staging import stage
 #: The most steps of one compiled call, the numbers drawn ahead in one for each lane, the seconds it
 #: should take.
 BLOCK, NUMBERS, SECONDS = 128, 2**14, 0.25
+#: The nanoseconds of a step, as `cost` guesses them, below which it is compiled as a small one.
+SMALL = 2e5
 #: The rows that are brought into their final form at once.
 CHUNK = 128
 
@@ -393,9 +397,8 @@ def _compiled(fun: Callable[..., Any], static: tuple[int, ...], **options: Any) 
     return lambda *args: jitted()(*args)
 
 
-# What runs once is not worth the compiler's best. In a loop of small operations a scheduler that
-# looks for concurrency costs as much as the operations.
-_initial = _compiled(_initial_impl, (0,), xla_backend_optimization_level=0)
+# What runs once is not worth the compiler's best.
+_initial = _compiled(_initial_impl, (0,), xla_backend_optimization_level=0, **_jax.SOON)
 
 
 def _ahead_impl(interpret: Any, ahead: Program, state: Any, number: Any) -> Any:
@@ -404,7 +407,7 @@ def _ahead_impl(interpret: Any, ahead: Program, state: Any, number: Any) -> Any:
 
 _ahead = _compiled(_ahead_impl, (0,))
 # Where a step is one update, drawing is a small part of the work, and compiling it a large one.
-_ahead_of_steps = _compiled(_ahead_impl, (0,), xla_backend_optimization_level=1)
+_ahead_of_steps = _compiled(_ahead_impl, (0,), xla_backend_optimization_level=1, **_jax.SOON)
 
 
 def _block_impl(
@@ -435,15 +438,25 @@ def _block_impl(
     return jax.lax.fori_loop(0, count, body, (state, buffer))
 
 
-_block = _compiled(
-    _block_impl,
-    (0, 2),
-    xla_cpu_enable_concurrency_optimized_scheduler=False,
-)
+# In a loop of small operations a scheduler that looks for concurrency costs as much as they do.
+_SMALL_OPERATIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+_block_of_large = _compiled(_block_impl, (0, 2), **_SMALL_OPERATIONS)
+_block_of_small = _compiled(_block_impl, (0, 2), **_SMALL_OPERATIONS, **_jax.SOON)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_small(structure: Structure) -> bool:
+    return cost(structure.jaxpr) < SMALL
+
+
+def _block(interpret: Any, step: Program, *rest: Any) -> Any:
+    """Make some steps; what takes long to run is compiled better, and longer."""
+    run = _block_of_small if _is_small(step.structure) else _block_of_large
+    return run(interpret, step, *rest)
 
 
 def _emit_impl(interpret: Any, emit: Program, rows: Any) -> Any:
     return jax.vmap(lambda row: _apply(interpret, emit, row, None))(rows)
 
 
-_emit = _compiled(_emit_impl, (0,), xla_backend_optimization_level=1)
+_emit = _compiled(_emit_impl, (0,), xla_backend_optimization_level=1, **_jax.SOON)
