@@ -255,6 +255,12 @@ def two() -> dict[str, Any]:
     """Run on the devices of all processes."""
     mesh = jax.make_mesh((jax.device_count(),), ("particles",))
     population = ppl.run(ppl.smc(linear(YS), 160), 0, mesh=mesh)
+    refused = ""
+    try:
+        if jax.process_count() > 1:
+            ppl.run(ppl.smc(linear(YS), 160), 0, mesh=mesh, checkpoint="nowhere")
+    except ppl.errors.ArgumentError as error:
+        refused = str(error)
     walk = ppl.mcmc(
         normal(FEW), ppl.kernels.random_walk(1.0), num_samples=200, num_warmup=10, num_chains=8
     )
@@ -264,6 +270,7 @@ def two() -> dict[str, Any]:
         "here": len(population.log_weights.addressable_shards),
         "log_evidence": population.log_evidence,
         "mu": fitted["mu"],
+        "refused": refused,
     }
 
 

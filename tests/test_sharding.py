@@ -166,3 +166,4 @@ def test_two_processes_draw_what_one_does(slow):
         assert (other["processes"], other["here"]) == (2, 4)
         assert other["log_evidence"] == pytest.approx(one["log_evidence"], rel=1e-12)
         assert other["mu"] == [pytest.approx(x, rel=1e-9) for x in one["mu"]]
+        assert "on a mesh of several processes" in other["refused"]

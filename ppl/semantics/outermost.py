@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -223,8 +223,8 @@ class Passage:
             with progress_bar(progress, self.total, self.program.name, patience) as bar:
                 bar.advance(shown)
                 while self.index < len(self.parts):
-                    with named_errors():
-                        self._advance()
+                    with named_errors() as wait:
+                        self._advance(wait)
                     bar.advance(max(self.done - shown, 0))
                     shown = self.done
                     if self.snapshot and time.monotonic() - saved > max(
@@ -247,12 +247,12 @@ class Passage:
     def _read(self, atom: Any) -> Any:
         return atom.val if isinstance(atom, _jax.Literal) else self.env[atom]
 
-    def _advance(self) -> None:
-        """Run a part without loop, or a block of iterations."""
+    def _advance(self, wait: Callable[[Any], Any]) -> None:
+        """Run a part without loop, or a block of iterations; `wait` raises what Python raised."""
         part = self.parts[self.index]
         if part.loop is None:
-            outs = _between(self.interpret, part, [self.env[v] for v in part.reads], self.key)
-            self._leave(outs)
+            values = [self.env[v] for v in part.reads]
+            self._leave(wait(_between(self.interpret, part, values, self.key)))
             return
         if self.current is None:
             self.current = self._enter(part)

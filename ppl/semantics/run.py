@@ -129,6 +129,16 @@ def run(
                 fix="ppl.run(ppl.mcmc(...), key, checkpoint=path)",
             )
         )
+    if mesh is not None and checkpoint is not None and not long and _several(mesh):
+        raise ArgumentError(
+            message(
+                f"run got checkpoint={checkpoint!r} for {program.name} on a mesh of several "
+                "processes",
+                needs="one process, or chains",
+                why="a process cannot write what lies with another",
+                fix="ppl.run(program, key, mesh=mesh)",
+            )
+        )
     if mesh is not None:
         sharing = share(mesh, program.name, program.structure.jaxpr)
         if not traced:
@@ -149,6 +159,10 @@ def run(
             passage = Passage(program, parts, key, _Draw(sharing), checkpoint)
             return passage.finish(progress)
         return program.structure.rebuild(wait(_execute(program, key, sharing)))
+
+
+def _several(mesh: Any) -> bool:
+    return isinstance(mesh, Mesh) and mesh.is_multi_process
 
 
 @dataclasses.dataclass(frozen=True)

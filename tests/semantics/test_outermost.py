@@ -213,6 +213,12 @@ def test_under_vmap_and_jit_it_is_one_computation():
     np.testing.assert_allclose(many, one, rtol=1e-12)
 
 
+def call(function, x):
+    """Call Python while XLA runs: in another thread, where precision is single."""
+    like = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.pure_callback(on_host(function), like, x.astype(jnp.float32)).astype(x.dtype)
+
+
 # --- Interrupts ---------------------------------------------------------------------------------
 
 
@@ -289,14 +295,13 @@ def test_an_error_of_python_inside_leaves_the_run_whole(often):
     def shifted(x):
         if bad[0] and x > 0.7:
             raise KeyboardInterrupt
-        return np.asarray(x, np.float64)
+        return np.asarray(x)
 
     @ppl.model
     def asking(rows):
         def step(x, row):
             u = ppl.sample("u", dist.Uniform())
-            like = jax.ShapeDtypeStruct((), jnp.float64)
-            return x + jax.pure_callback(on_host(shifted), like, u), None
+            return x + call(shifted, u), None
 
         return jax.lax.scan(step, jnp.zeros(()), rows)[0]
 
@@ -305,6 +310,28 @@ def test_an_error_of_python_inside_leaves_the_run_whole(often):
         ppl.run(program, 0)
     bad[0] = False
     same(stopped.value.resume(), ppl.run(program, 0))
+
+
+@pytest.mark.parametrize("where", ["before", "inside", "after"])
+def test_errors_of_python_come_by_their_class(where, often):
+    def failing(x):
+        raise ZeroDivisionError("as the user wrote it")
+
+    def asked(here, x):
+        return call(failing, x) if here == where else x
+
+    @ppl.model
+    def asking(rows):
+        start = asked("before", ppl.sample("start", dist.Normal(0.0, 1.0)))
+
+        def step(x, row):
+            x = asked("inside", ppl.sample("x", dist.Normal(x, 1.0)))
+            return x, x
+
+        return asked("after", jax.lax.scan(step, start, rows)[0])
+
+    with pytest.raises(ZeroDivisionError, match="as the user wrote it"):
+        ppl.run(asking(jnp.zeros(STEPS)), 0)
 
 
 # --- Checkpoints --------------------------------------------------------------------------------
