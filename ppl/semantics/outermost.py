@@ -34,8 +34,8 @@ from ppl.semantics.sharding import Sharing
 LONG, SOME = 3e8, 3e7
 #: The most loops that a program is cut at unasked: XLA compiles equal ones faster together.
 FEW = 2
-#: Iterations of the first call, and the seconds that a call should take.
-FIRST, SECONDS = 8, 0.25
+#: The seconds that a call should take.
+SECONDS = 0.25
 #: Seconds after which a bar shows that nobody asked for.
 PATIENCE = 1.0
 #: Times that the work between two snapshots takes longer than writing one.
@@ -190,7 +190,7 @@ class Passage:
         self.jaxpr = jaxpr = program.structure.jaxpr
         self.env: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
         self.env.update(zip(jaxpr.invars, program.args, strict=True))
-        self.index, self.pace, self._before = 0, FIRST, 0
+        self.index, self.pace, self._before = 0, 1, 0
         self.current: _Loop | None = None
         self.place = interpret.sharing.place if interpret.sharing else _same
         self.snapshot = None
@@ -283,6 +283,8 @@ class Passage:
             for x, v in zip(values[first:], part.written[: part.num_carried], strict=False)
         ]
         rings = None if part.length is None else _rings(part, self.key)
+        each = cost_of(part.loop) / (part.length or 10)
+        self.pace = max(1, int(1e9 * SECONDS / max(each, 1.0)))
         return _Loop(0, self.place(carry), _no_rows(self.interpret, part), rings)
 
     def _block(self, part: Part, loop: _Loop) -> None:
