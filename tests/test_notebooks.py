@@ -15,7 +15,7 @@ from tests.conftest import FAST
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 TIMEOUT = 600  # seconds a cell; a notebook is meant to take under 60 in all, or 180 with a model
-PROGRESS = r"\r\w+: +\d+%\|[^\r\n]*"  # a bar is no complaint
+PROGRESS = r"\r[\w() ,]+: +\d+%\|[^\r\n]*"  # a bar is no complaint
 # Warnings are errors inside the kernel, as they are in the test suite.
 STRICT = """
 import warnings
