@@ -274,15 +274,15 @@ def test_ctrl_c_comes_between_calls():
         time.sleep(0.05)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    def forever():
+    def again_and_again():
         started.set()
-        while True:
+        for _ in range(200):
             ppl.run(program, 0)
 
     pressing = threading.Thread(target=press)
     pressing.start()
     with pytest.raises(Interrupted) as stopped:
-        forever()
+        again_and_again()
     pressing.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     same(stopped.value.resume(), expected)
