@@ -106,12 +106,15 @@ class Part:
 
 
 @functools.lru_cache(maxsize=256)
-def parts_of(structure: Structure, asked: bool = False) -> tuple[Part, ...] | None:
+def parts_of(structure: Structure, asked: bool) -> tuple[Part, ...] | None:
     """Cut a program at its long loops; None if it has none, or many.
 
-    If somebody asked for it, at all loops that draw, however short and many.
+    Then, if somebody asked for it, at all loops that draw, however short and many.
     """
     jaxpr = structure.jaxpr
+    # The same pieces either way, so that they are compiled once.
+    if asked and (found := parts_of(structure, False)) is not None:
+        return found
     if not asked and cost(jaxpr) < LONG:
         return None
     groups: list[tuple[bool, list[Any]]] = []
@@ -122,7 +125,7 @@ def parts_of(structure: Structure, asked: bool = False) -> tuple[Part, ...] | No
         groups[-1][1].append(eqn)
     if not 0 < sum(loop for loop, _ in groups) <= (len(groups) if asked else FEW):
         return None
-    found: list[Part] = []
+    parts: list[Part] = []
     later = set(_variables(jaxpr.outvars))
     for loop, eqns in reversed(groups):
         made = [v for eqn in eqns for v in eqn.outvars]
@@ -130,10 +133,10 @@ def parts_of(structure: Structure, asked: bool = False) -> tuple[Part, ...] | No
         read = dict.fromkeys(v for eqn in eqns for v in _variables(eqn.invars))
         reads = tuple(v for v in read if v not in set(made))
         inner = None if loop else _jax.part_of_jaxpr(jaxpr, eqns, reads, makes)
-        found.append(Part(tuple(eqns), reads, makes, inner))
+        parts.append(Part(tuple(eqns), reads, makes, inner))
         later.update(reads)
-    handed = (v for part in found for v in part.makes)
-    return tuple(reversed(found)) if all(_plain(v.aval.dtype) for v in handed) else None
+    handed = (v for part in parts for v in part.makes)
+    return tuple(reversed(parts)) if all(_plain(v.aval.dtype) for v in handed) else None
 
 
 def _drivable(eqn: Any) -> bool:

@@ -141,7 +141,7 @@ def double():
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_value_is_that_of_one_call(name, often):
     program = made(name)
-    assert outermost.parts_of(program.structure) is not None
+    assert outermost.parts_of(program.structure, False) is not None
     blocks, one = ppl.run(program, 0), whole(program)
     for x, y in zip(jax.tree.leaves(blocks), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
@@ -162,7 +162,7 @@ def test_which_loops_are_long_depends_on_the_program():
         return jax.lax.scan(lambda c, r: (c + r, c), x, rows)
 
     def loops(program):
-        return [part.length for part in outermost.parts_of(program.structure) or ()]
+        return [part.length for part in outermost.parts_of(program.structure, False) or ()]
 
     outermost.LONG, outermost.SOME = LONG
     outermost.parts_of.cache_clear()
@@ -178,7 +178,7 @@ def test_many_loops_are_cut_if_that_is_asked_for(often, capsys):
         return [walk(jnp.zeros(()), rows, f"x{k}")[0] for k in range(3)]
 
     program = three(jnp.ones(STEPS))
-    assert outermost.parts_of(program.structure) is None
+    assert outermost.parts_of(program.structure, False) is None
     expected = ppl.run(program, 0)
     found = ppl.run(program, 0, progress=True)
     assert "300/300" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_many_loops_are_cut_if_that_is_asked_for(often, capsys):
 
 
 def test_rows_that_nothing_reads_are_not_kept():
-    parts = outermost.parts_of(made("backward").structure)
+    parts = outermost.parts_of(made("backward").structure, False)
     assert [part.kept_rows for part in parts if part.loop is not None] == [(0,)]
 
 
@@ -202,6 +202,13 @@ def test_new_data_and_keys_compile_nothing(often):
     ppl.run(made("several"), 0)
     with compilations() as found:
         ppl.run(made("several", seed=1), 1)
+    assert found.count == 0
+
+
+def test_a_bar_compiles_nothing_anew(often):
+    expected = ppl.run(made("several"), 0)
+    with compilations() as found:
+        same(ppl.run(made("several"), 0, progress=True), expected)
     assert found.count == 0
 
 
@@ -390,7 +397,7 @@ def test_a_checkpoint_needs_a_loop(tmp_path):
 def test_a_short_loop_has_a_checkpoint_if_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(outermost, "LONG", LONG[0])
     path, program = str(tmp_path / "c"), made("forward")
-    assert outermost.parts_of(program.structure) is None
+    assert outermost.parts_of(program.structure, False) is None
     expected = ppl.run(program, 0, checkpoint=path)
     same(ppl.run(program, 0, checkpoint=path), expected)
 
