@@ -76,7 +76,7 @@ def study(
 
     What has begun goes on as if it had not been interrupted.
     """
-    bench, right = Bench(model), dict(begun or {})
+    bench, right = Bench(model), {k: list(flags) for k, flags in (begun or {}).items()}
     every = problems(count, seed=0)
     done = min((len(flags) for flags in right.values()), default=0)
     for first in range(done, count, together):

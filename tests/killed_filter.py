@@ -7,9 +7,7 @@ on to the end. Particles are in `whole.npz` and `resumed.npz` of the folder.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -19,6 +17,7 @@ import numpy as np
 import ppl  # forking is fine as long as nothing was computed
 import ppl.distributions as dist
 from ppl.semantics import outermost
+from tests.stopping import forked, kill
 
 
 @ppl.model
@@ -34,20 +33,11 @@ def filtered(rows):
 def run(folder, name, checkpoint=None):
     """Run a filter and write its particles; write to the checkpoint after every call."""
     ppl.enable_compilation_cache(str(folder / "cache"))
-    outermost.SAVE_EVERY = outermost.SECONDS = outermost.WORTH = outermost.LONG = 0.0
+    outermost.SAVE_EVERY = outermost.SECONDS = outermost.WORTH = 0.0
+    outermost.LONG = outermost.SOME = 0.0  # in pieces without a checkpoint, too
     rows = np.random.default_rng(0).normal(size=400).astype(np.float32)
     found = ppl.run(ppl.smc(filtered(rows), 16), 0, progress=False, checkpoint=checkpoint)
     np.savez(folder / name, x=found.choices["x"], log_weights=found.log_weights)
-
-
-def forked(*args):
-    child = os.fork()
-    if not child:
-        try:
-            run(*args)
-        finally:
-            os._exit(0)
-    return child
 
 
 def main(folder, kills):
@@ -55,20 +45,8 @@ def main(folder, kills):
     if not kills:
         run(folder, "resumed", str(path))
         return
-    os.waitpid(forked(folder, "whole"), 0)
-    rng, written = np.random.default_rng(5), 0
-    for attempt in range(kills):
-        child = forked(folder, "early", str(path))
-        after = written + rng.integers(1, 20)
-        while not (path / f"piece-{after:06d}.npz").exists():
-            if os.waitpid(child, os.WNOHANG)[0]:
-                sys.exit(f"process {attempt} ended with {written} pieces")
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0.0, 0.01))
-        os.kill(child, signal.SIGKILL)
-        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            sys.exit(f"process {attempt} was not killed")
-        written = len(list(path.glob("piece-*.npz")))
+    os.waitpid(forked(lambda: run(folder, "whole")), 0)
+    kill(lambda _: run(folder, "early", str(path)), path, "piece", kills, 20)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ process goes on to the end. Draws are in `whole.npz` and `resumed.npz` of the fo
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy as np
 import ppl  # forking is fine as long as nothing was computed
 import ppl.distributions as dist
 from ppl.semantics import suspended
+from tests.stopping import forked, kill
 
 
 @ppl.model
@@ -44,35 +43,14 @@ def run(folder, kernel, name, cores, checkpoint=None):
     np.savez(folder / name, mu=chains["mu"], **chains.stats)
 
 
-def forked(*args):
-    child = os.fork()
-    if not child:
-        try:
-            run(*args)
-        finally:
-            os._exit(0)
-    return child
-
-
 def main(folder, kernel, kills):
     path = folder / "checkpoint"
     if not kills:
         run(folder, kernel, "resumed", 1, str(path))
         return
-    os.waitpid(forked(folder, kernel, "whole", 2), 0)
-    rng, parts = np.random.default_rng(5), 0
-    for attempt in range(kills):
-        child = forked(folder, kernel, "early", 2 - attempt % 2, str(path))
-        after = parts + rng.integers(1, 4)
-        while not (path / f"part-{after - 1:06d}.npz").exists():
-            if os.waitpid(child, os.WNOHANG)[0]:
-                sys.exit(f"process {attempt} ended with {parts} parts")
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0.0, 0.01))
-        os.kill(child, signal.SIGKILL)
-        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            sys.exit(f"process {attempt} was not killed")
-        parts = len(list(path.glob("part-*.npz")))
+    os.waitpid(forked(lambda: run(folder, kernel, "whole", 2)), 0)
+    once = lambda k: run(folder, kernel, "early", 2 - k % 2, str(path))  # noqa: E731
+    kill(once, path, "part", kills, 4)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import ppl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,13 @@ def name_of(requirement: str) -> str:
 
 def test_versions_agree():
     assert ppl.__version__ == PROJECT["version"] == importlib.metadata.version("ppl")
+
+
+@pytest.mark.parametrize("name", ["check", "distributions", "kernels", "lm", "vi"])
+def test_what_a_user_writes_after_ppl_is_a_module(name):
+    """`import ppl.lm as lm`, `from ppl.lm import step` and `ppl.lm.step` are of one module."""
+    code = f"import ppl.{name} as m, ppl; assert m is ppl.{name}; print(len(m.__all__))"
+    assert int(run(sys.executable, "-c", code)) > 5
 
 
 def test_extras():

@@ -76,7 +76,7 @@ def test_counts_and_intervals():
 
 
 @pytest.mark.slow
-def test_the_whole_study_on_a_table(tmp_path):
+def test_the_whole_study_on_a_table(tmp_path, monkeypatch):
     """All methods run on a model of single letters, which gets nothing right."""
     letters = ppl.lm.Vocabulary([*"Numbers: 0123456789+=\n", None])
     logits = jnp.zeros((len(letters) + 1, len(letters)))
@@ -89,6 +89,12 @@ def test_the_whole_study_on_a_table(tmp_path):
     text = (tmp_path / "results.txt").read_text()
     assert all(name in text for name in scaling.METHODS)
     assert "FAILS" in text  # nothing is above anything
+    begun = scaling.saved(tmp_path, [1, 4, 8], [1.0])
+    assert begun == right
+    monkeypatch.setattr(scaling.Bench, "draw", None)  # all is there: nothing is drawn
+    assert scaling.study(model, 2, [1, 4, 8], [1.0], together=2, begun=begun) == right
+    with pytest.raises(SystemExit, match="other numbers or noises"):
+        scaling.saved(tmp_path, [1, 4, 8], [2.0])
 
 
 def test_a_steered_sentence_is_judged():

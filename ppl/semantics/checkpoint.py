@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,11 @@ class Snapshot:
                 rows.append((slice(first, first + len(found[0])), found))
         self.pieces, self.rows_saved, self._stood = int(state["pieces"]), step, (index, step)
         return index, left, (step, _listed(state["carry"]), rows) if step else None
+
+    def refuse_pieces(self) -> NoReturn:
+        """Raise `ArgumentError`: rows or parts are missing, or are there twice."""
+        found = f"the pieces in {self.path} do not fit together"
+        raise _refusal(self.path, found, "all pieces, written by one process at a time")
 
     def _add(self, piece: dict[str, Any]) -> None:
         storage.save(self._file(self.pieces), piece, {"run": self.mark})

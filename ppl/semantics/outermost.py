@@ -324,16 +324,23 @@ class Passage:
     def _restore(self, snapshot: Snapshot) -> None:
         """Take up where the last run with this checkpoint stood."""
         index, left, state = snapshot.load()
+        if len(left) != index:
+            snapshot.refuse_pieces()
         for outs in left:
             self._leave(self.place([jnp.asarray(x) for x in outs]))
-        assert self.index == index
-        if state is not None:
-            self.current = self._enter(self.parts[index])
-            self.current.step, carry, pieces = state
-            self.current.carry = self.place([jnp.asarray(x) for x in carry])
+        if state is None:
+            return
+        step, carry, pieces = state
+        self.current = loop = self._enter(self.parts[index])
+        loop.step, loop.carry = step, self.place([jnp.asarray(x) for x in carry])
+        if loop.rows:
+            seen = np.zeros(self.parts[index].length or 0, int)
             for where, rows in pieces:
-                held = zip(self.current.rows, rows, strict=True)
-                self.current.rows = [y.at[where].set(x) for y, x in held]
+                seen[where] += 1
+                held = zip(loop.rows, rows, strict=True)
+                loop.rows = [y.at[where].set(x) for y, x in held]
+            if seen.max() > 1 or seen.sum() != step:
+                snapshot.refuse_pieces()
 
 
 def _same(tree: Any) -> Any:

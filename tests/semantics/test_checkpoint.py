@@ -16,6 +16,7 @@ import ppl.distributions as dist
 from ppl.errors import ArgumentError, ResultError
 from ppl.results import storage
 from ppl.semantics import suspended
+from tests.stopping import Pressed
 
 Y = np.array([0.3, -0.5, 1.2], np.float32)
 KERNELS = {
@@ -62,24 +63,6 @@ def often(monkeypatch):
     """Write a part after every block, and make blocks short."""
     monkeypatch.setattr(suspended, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(suspended, "SECONDS", 0.0)
-
-
-class Pressed:
-    """A progress bar on which the user presses Ctrl-C after so many draws."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def advance(self, count):
-        self.left -= count
-        if self.left <= 0:
-            raise KeyboardInterrupt
 
 
 def interrupted(monkeypatch, after, kind, path, **options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from ppl.results import progress, storage
 from ppl.semantics import outermost
 from ppl.semantics.run import _execute
 from tests.compiling import compilations
+from tests.stopping import Pressed
 
 STEPS = 100
 LONG = outermost.LONG, outermost.SOME
@@ -229,24 +229,6 @@ def call(function, x):
 # --- Interrupts ---------------------------------------------------------------------------------
 
 
-class Pressed:
-    """A progress bar on which the user presses Ctrl-C after so many iterations."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def advance(self, count):
-        self.left -= count
-        if self.left <= 0:
-            raise KeyboardInterrupt
-
-
 def interrupted(monkeypatch, after, program, **options):
     with monkeypatch.context() as patch:
         patch.setattr(outermost, "progress_bar", lambda *_: Pressed(after))
@@ -385,6 +367,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ppl.run(made("forward"), 0, checkpoint=str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_pieces_that_do_not_fit_are_refused(lost, often, monkeypatch, tmp_path):
+    """As two processes with one checkpoint would leave them."""
+    program, path = made("forward"), tmp_path / "c"
+    interrupted(monkeypatch, 60, program, checkpoint=str(path))
+    names = sorted(path.glob("piece-*.npz"))
+    rows = [f for f in names if "rows" in storage.load(f)[0]]
+    rows[lost].write_bytes(rows[lost + 1].read_bytes())
+    with pytest.raises(ArgumentError, match=r"do not fit together.*one process at a time"):
+        ppl.run(program, 0, checkpoint=str(path))
+
+
 def test_a_checkpoint_needs_a_loop(tmp_path):
     @ppl.model
     def straight():
@@ -405,12 +399,9 @@ def test_a_short_loop_has_a_checkpoint_if_it_is_asked_for(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     """Processes killed by `kill -9` lose nothing that the next does not draw again, bit for bit."""
-    script = Path(__file__).parent.parent / "killed_filter.py"
-    options = {**os.environ, "PYTHONPATH": str(script.parent.parent)}
-    for kills in (5, 0):
-        subprocess.run(
-            [sys.executable, str(script), str(tmp_path), str(kills)], check=True, env=options
-        )
+    for kills in ("5", "0"):
+        command = [sys.executable, "-m", "tests.killed_filter", str(tmp_path), kills]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     whole, resumed = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "resumed"))
     for name in whole:
         np.testing.assert_array_equal(whole[name], resumed[name])
