@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 from benchmarks.timing import human
-from paper_checks.vi import cone, scenes, vae
+from paper_checks.vi import cone, scenes, scenes_numpyro, vae
 
 CEILING = -5.3232
 DEVIATIONS, SCORE, SLOWEST, EVALUATIONS = 4, 5.5, 1.1, 5000
@@ -160,6 +160,18 @@ def overhead(batch: int, found: Any) -> tuple[bool, str]:
     )
 
 
+def beside(method: scenes.Method, epochs: int) -> list[str]:
+    """Train the same in NumPyro, where it has the estimator."""
+    if method != scenes.METHODS[0]:
+        return []
+    theirs = scenes_numpyro.train(epochs)
+    last = ", ".join(f"{x:.2f} of {n}" for n, x in enumerate(theirs.by_count))
+    return [
+        f"  NumPyro  TraceGraph_ELBO: count accuracy {theirs.last:.3f}, {last}; "
+        f"bound {theirs.bound:.1f}; {theirs.seconds:.2f} s an epoch"
+    ]
+
+
 def counting(method: scenes.Method, epochs: int) -> tuple[bool, str]:
     """Check how well digits are counted after training with an estimator."""
     claim = {True: f"comes to {COUNTED}", False: f"stays below {COUNTED}", None: "none; reported"}
@@ -181,6 +193,7 @@ def counting(method: scenes.Method, epochs: int) -> tuple[bool, str]:
         + ", ".join(f"{x:.2f} of {n}" for n, x in enumerate(found.by_count)),
         f"  bound    {found.bound:.1f} nats a scene, by its own objective",
         f"  time     {found.seconds:.2f} s an epoch, median",
+        *beside(method, min(method.epochs, epochs)),
         f"  verdict  {'reported' if method.reaches is None else _said(fine)}",
     ]
     return fine, "\n".join(lines)

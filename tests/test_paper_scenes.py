@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import ndtri
+from numpyro.infer.util import log_density as numpyro_log_density
 
 import ppl
 from paper_checks import programmable_vi as programmable
-from paper_checks.vi import scenes
+from paper_checks.vi import scenes, scenes_numpyro
 
 METHODS = {str(m): m for m in scenes.METHODS}
 
@@ -55,6 +56,27 @@ def test_a_second_object_needs_a_first(x64):
     drawn = ppl.prior_predictive(scenes.looks(params, image, scenes.METHODS[0]), 0, 500)
     assert not np.any(drawn["present1"] > drawn["present0"])
     assert 0 < np.mean(drawn["present1"]) < 1
+
+
+def test_numpyro_is_given_the_same_scenes_and_guide(x64):
+    images, _ = scenes.scenes(patches(), 3, seed=0)
+    images, params, rng = jnp.asarray(images, float), scenes.networks(0), np.random.default_rng(1)
+    present = np.array([[1, 0], [1, 1], [0, 0]])
+    drawn = {f"present{i}": present[:, i] for i in range(2)}
+    drawn |= {f"where{i}": rng.standard_normal((3, 2)) for i in range(2)}
+    drawn |= {f"what{i}": rng.standard_normal((3, scenes.CODE)) for i in range(2)}
+    pairs = [
+        (scenes.scene, scenes_numpyro.model),
+        (lambda *args: scenes.looks(*args, scenes.METHODS[0]), scenes_numpyro.guide),
+    ]
+    for program, theirs in pairs:
+        each = [
+            ppl.log_density(program(params, image), {a: x[k] for a, x in drawn.items()})
+            for k, image in enumerate(images)
+        ]
+        named = {name: params[name] for name in ("decoder", "encoder", "look")}
+        total, _ = numpyro_log_density(theirs, (images,), {}, {**drawn, **named})
+        np.testing.assert_allclose(total, sum(each), rtol=1e-12)
 
 
 def test_scenes_hold_as_many_digits_as_counted():

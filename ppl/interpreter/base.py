@@ -122,6 +122,8 @@ class Interpreter:
     unbounded = True
     #: Whether sites are staged again, whether a weight is kept, whether given values fix sites.
     rebinds, weighs, fixes = True, False, True
+    #: Whether every latent site's value is given: iterations of a loop may then be run at once.
+    settled = False
 
     def arrays(self) -> Any:
         """Give the arrays the interpreter holds, as a pytree."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ppl import _jax
 from ppl.errors import UnsupportedError, at, message
+from ppl.interpreter import fission
 from ppl.interpreter.base import (
     RULES,
     Frame,
@@ -90,14 +91,20 @@ def _scan_rule(interpreter: Interpreter, frame: Frame, eqn: Any, values: Any) ->
         weight = jax.tree.map(jnp.add, weight, more)
         return (outs[:num_carry], weight), (outs[num_carry:], records)
 
-    (carry, weight), (ys, records) = jax.lax.scan(
-        body,
-        (init, interpreter.zero()),
-        (key, given, xs),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    def alone(carry: Any, x: Any) -> Any:
+        given, x = x
+        outs, weight, records = region(None, given, [*consts, *carry, *x])
+        return outs[:num_carry], (weight, outs[num_carry:], records)
+
+    how = {name: params[name] for name in ("length", "reverse", "unroll")}
+    done = fission.scan(alone, init, (given, xs), **how) if interpreter.settled else None
+    if done is not None:
+        carry, (weights, ys, records) = done
+        weight = jax.tree.map(lambda w: jnp.sum(w, axis=0), weights)
+    else:
+        (carry, weight), (ys, records) = jax.lax.scan(
+            body, (init, interpreter.zero()), (key, given, xs), **how
+        )
     moved = {
         a: jax.tree.map(lambda x, a=a: jnp.moveaxis(x, 0, axes[a]), r) for a, r in records.items()
     }

@@ -32,7 +32,7 @@ class Density(Weighing):
     """Take latent values from the given choices and add their log densities."""
 
     name = "log_density"
-    unbounded = False
+    unbounded, settled = False, True
 
     def __init__(self, *, record: bool = False):
         self.keep = record

@@ -40,7 +40,7 @@ class _Constraining(Weighing):
     """Map each latent site's reals into its support, at the site, where its bounds are known."""
 
     name = "unconstrain"
-    unbounded = False
+    unbounded, settled = False, True
 
     def zero(self) -> Any:
         zero = jnp.zeros((), jnp.result_type(float))
@@ -81,7 +81,7 @@ class _Freeing(Weighing):
     """Map each latent site's given value to the reals."""
 
     name = "unconstrain"
-    unbounded = False
+    unbounded, settled = False, True
 
     def latent(self, frame: Frame, site: Site, leaves: list[Any]) -> Any:
         def one(operands: Operands, x: Any) -> Any:
