@@ -19,7 +19,7 @@ from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
 from ppl.inference.metric import LowRank, Metric
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, TraceKernel, as_addresses, typical
-from ppl.inference.trajectory import Noise, Trajectory, grow, rest
+from ppl.inference.trajectory import Noise, Numbers, Place, Trajectory, grow, rest
 from ppl.inference.warmup import Packed, Warmup
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
@@ -151,7 +151,7 @@ class Nuts(FlatKernel):
             here.log_energy, n.status, n.num_steps, n.depth, n.acceptance, step_size
         )  # fmt: skip
         if time.warmup:
-            learned = self._learned(memory, time.index, time.warmup, end)
+            learned = self._learned(memory, time.index, time.warmup, n, here)
             memory = jax.tree.map(lambda a, b: jnp.where(adapts, a, b), learned, memory)
         return Step(after, memory, stats)
 
@@ -254,8 +254,9 @@ class Nuts(FlatKernel):
 
             def learn() -> Packed:
                 # With chains on the last axis, a metric is fitted only if one of them asks for it.
-                last, place = (_moved(tree, 0, -1) for tree in (known, grown))
-                learned = Packed.of(self._learned(last.known, state.index, num_warmup, place))
+                end = grown.numbers, jax.vmap(lambda one: one.here)(grown)
+                last, (n, here) = (_moved(tree, 0, -1) for tree in (known, end))
+                learned = Packed.of(self._learned(last.known, state.index, num_warmup, n, here))
                 learned = jax.tree.map(lambda a, b: jnp.where(learning, a, b), learned, last)
                 return _moved(learned, -1, 0)
 
@@ -282,8 +283,9 @@ class Nuts(FlatKernel):
         mass = self.inverse_mass
         return warmup.start(place, self.step_size, mass, 0 if mass is not None else self.low_rank)
 
-    def _learned(self, known: Warmup, index: Any, num_warmup: int, end: Trajectory) -> Warmup:
-        n, here = end.numbers, end.here
+    def _learned(
+        self, known: Warmup, index: Any, num_warmup: int, n: Numbers, here: Place
+    ) -> Warmup:
         return warmup.update(
             known,
             index,

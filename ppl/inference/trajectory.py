@@ -6,9 +6,9 @@ leaf the binary digits of its number tell, and of a subtree that is growing no m
 momentum at its start and the sum of those since: so a trajectory is a state of fixed size, and
 `grow` one step of a flat loop.
 
-It is of one chain; `jax.vmap` makes many of it, on the first axis: rows of subtrees are then
-together in memory. Few arrays are few operations of the compiled loop, each of which costs as much
-as a small model's density: hence the phases in one array.
+It is of one chain; `jax.vmap` makes many of it, on the first axis. Few arrays are few operations of
+the compiled loop, each of which costs as much as a small model's density: hence the phases in one
+array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocities, velocity
 from ppl.inference.metric import momentum as fresh_momentum
 
 #: From a position to its log density and the gradient of that.
@@ -59,14 +59,14 @@ class Trajectory(NamedTuple):
     other: Float[Array, " place"]
     chosen: Float[Array, " place"]
     candidate: Float[Array, " place"]
-    first: Float[Array, "size subtrees"]
-    sums: Float[Array, "size subtrees"]
+    first: Float[Array, "subtrees size"]
+    sums: Float[Array, "subtrees size"]
     numbers: Numbers
 
     @property
     def here(self) -> Place:
         """What was drawn from the trajectory."""
-        return _place(self.chosen, self.first.shape[0])
+        return _place(self.chosen, self.first.shape[1])
 
 
 class Place(NamedTuple):
@@ -113,7 +113,7 @@ def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Traj
     """
     zero = jnp.zeros_like(log_density)
     place = Place(position, jnp.zeros_like(position), gradient, log_density, zero).column
-    rows = jnp.zeros((position.shape[0], 2 * max_depth + 1), position.dtype)
+    rows = jnp.zeros((2 * max_depth + 1, len(position)), position.dtype)
     numbers = Numbers(*[zero] * 8, status=zero + 1)
     return Trajectory(place, place, place, place, rows, rows, numbers)
 
@@ -138,7 +138,7 @@ def grow(
     criterion is Stan's, with the checks across the middle of each subtree (version 2.21), made as
     soon as the middle is crossed.
     """
-    size, max_depth = old.first.shape[0], old.sums.shape[1] // 2
+    size, max_depth = old.first.shape[1], len(old.sums) // 2
     kind = old.first.dtype
     ahead, after = noise.directions
     leaf_log, half_log = noise.logs
@@ -178,8 +178,8 @@ def grow(
     second = ((leaf + 1) & (2 * sizes - 1)) == 0  # a second half, with the leaf before it
     checked = jnp.where(own == _STARTS, (complete | crossed) & (sizes > 1), second) & ~whole
     # What is computed once, here and below: XLA would compute it anew for every element.
-    kinds = jax.lax.optimization_barrier(kinds)
-    one, two, end = momentum[:, None], before[:, None], _place(other, size).momentum[:, None]
+    kinds = jax.lax.optimization_barrier(kinds)[:, None]
+    one, two, end = momentum, before, _place(other, size).momentum
     first = jnp.where(
         kinds == _GROWS,
         old.first,
@@ -188,8 +188,8 @@ def grow(
     grown = (kinds == _GROWS) | (kinds == _WHOLE)
     sums = one + jnp.where(grown, old.sums, jnp.where(kinds == _STARTS, 0.0, two))
     first, sums = jax.lax.optimization_barrier((first, sums))
-    speed = velocity(inverse_mass, sums)
-    turns = (jnp.sum(first * speed, 0) <= 0) | (jnp.sum(one * speed, 0) <= 0)
+    speed = velocities(inverse_mass, sums)
+    turns = (_dots(first, speed) <= 0) | (_dots(speed, one) <= 0)
     turning = jnp.any(turns & checked, 0)
     crossing = jnp.where(leaf == 0, turns[-1], n.crossing > 0)
 
@@ -235,6 +235,13 @@ def grow(
             status=(finished.astype(kind) + diverging),
         ),
     )
+
+
+def _dots(rows: Any, others: Any) -> Any:
+    """Multiply row by row: long ones as matrices, else added up one number after the other."""
+    if rows.shape[1] <= 32:
+        return jnp.sum(rows * others, 1)
+    return jnp.einsum("rs,rs->r" if others.ndim > 1 else "rs,s->r", rows, others)
 
 
 #: What becomes of a subtree at a leaf: it starts with it, or with the leaf before, or grows; the
