@@ -91,7 +91,6 @@ def warm(every: dict[str, Case], rounds: int) -> None:
                 per = 1000 if kind == "in a loop" else 1
                 times = [human(result.median(k) / per) for k in (0, 1)]
                 ratio = result.ratio()
-                goal = "" if way.endswith("vectorised") else verdict(ratio, WARM_TARGET)
                 rows.append(
                     [
                         f"{name}, {kind}",
@@ -100,7 +99,7 @@ def warm(every: dict[str, Case], rounds: int) -> None:
                         f"{ratio:.3f}",
                         result.spread(),
                         f"{result.best():.3f}",
-                        goal,
+                        verdict(ratio, WARM_TARGET),
                     ]
                 )
     print(f"\nWarm: value and gradient, target ratio <= {WARM_TARGET}")

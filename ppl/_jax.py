@@ -41,6 +41,7 @@ __all__ = [
     "define_primitive",
     "enclosing_traces",
     "has_effect",
+    "is_staging",
     "is_threefry",
     "is_tracer",
     "open_jaxpr",
@@ -310,6 +311,11 @@ def enclosing_traces() -> list[Any]:
     while (outer := getattr(traces[-1], "parent_trace", None)) is not None:
         traces.append(outer)
     return traces
+
+
+def is_staging() -> bool:
+    """Tell whether operations are traced into a jaxpr, rather than executed one by one."""
+    return any(type(trace).__name__ == "DynamicJaxprTrace" for trace in enclosing_traces())
 
 
 def belongs_to(value: Any, traces: Sequence[Any]) -> bool:

@@ -11,6 +11,7 @@ import ppl
 import ppl.distributions as dist
 from ppl import _jax
 from ppl.interpreter import fission
+from tests.compiling import compilations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -93,6 +94,30 @@ def test_any_loop_gives_what_it_gives_one_by_one(loop, length, reverse):
         total(fissioned),
         total(jax.lax.scan),
     )
+
+
+@pytest.mark.parametrize("way", [lambda f: f, jax.grad, jax.jit, jax.vmap, jax.hessian])
+def test_staging_is_known(way):
+    """Under a transformation that executes at once, and under one that stages."""
+    x = jnp.ones(2) if way is jax.vmap else jnp.ones(())
+    for run, expected in ((way, way is jax.jit), (lambda f: jax.make_jaxpr(way(f)), True)):
+        said = []
+
+        def tell(x, said=said):
+            said.append(_jax.is_staging())
+            return x**2
+
+        run(tell)(x)
+        assert said == [expected]
+
+
+def test_a_gradient_outside_of_jit_is_one_computation():
+    program, z = walk(jnp.ones(5)), jnp.arange(5.0)
+    gradient = jax.grad(lambda z: ppl.log_density(program, {"z": z}))
+    gradient(z)
+    with compilations() as again:
+        gradient(z)
+    assert again.count <= 3  # forward, backward, and what adds them up
 
 
 def density_of(model):

@@ -53,7 +53,7 @@ def scan(
     loop = _Loop(closed.jaxpr, len(jax.tree.leaves(carry)), length, reverse, unroll)
     if not loop.worthwhile():
         return None
-    run = jax.jit(loop.run, inline=True)
+    run = loop.run if _jax.is_staging() else jax.jit(loop.run)
     outs = run(closed.consts, jax.tree.leaves(init), jax.tree.leaves(xs))
     return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
