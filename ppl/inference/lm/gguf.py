@@ -29,7 +29,7 @@ class ModelFile:
             name: the tensor's name in the file.
 
         Raises:
-            ArgumentError: the file has no such tensor.
+            ArgumentError: the file has no such tensor, or one with values that are no numbers.
         """
         if name not in self.tensors:
             raise ArgumentError(
@@ -42,7 +42,17 @@ class ModelFile:
                 )
             )
         kind, data = self.tensors[name]
-        return dequantize(data, kind)
+        found = dequantize(data, kind)
+        if not np.isfinite(found).all():
+            raise ArgumentError(
+                message(
+                    f"{self.path.name} holds a tensor {name!r} with NaN or infinite values",
+                    needs="finite weights",
+                    why="every probability that a model gives would be no number",
+                    fix="fetch or convert the file again",
+                )
+            )
+        return found
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.metadata:

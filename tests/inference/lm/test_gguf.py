@@ -152,6 +152,13 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
         file.array("x")
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(bad: float) -> None:
+    tensors = {"x": ("F32", np.array([[0.0, bad]], np.float32))}
+    with pytest.raises(ArgumentError, match="tensor 'x' with NaN or infinite values"):
+        ModelFile(Path("m.gguf"), {}, tensors).array("x")
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r"pip install gguf tokenizers"):
