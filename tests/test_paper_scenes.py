@@ -106,7 +106,9 @@ def trained(last):
 )
 def test_verdicts(name, last, fine, said, monkeypatch):
     monkeypatch.setattr(scenes, "train", lambda *_: trained(last))
+    monkeypatch.setattr(scenes_numpyro, "train", lambda *_: trained(0.4321))
     good, text = programmable.counting(METHODS[name], 2)
+    assert ("NumPyro" in text and "0.432" in text) == (name == "REINFORCE")
     assert good == fine
     assert f"verdict  {said}" in text
     assert f"{last:.3f} after 2 epochs" in text
