@@ -121,7 +121,9 @@ def source(program: Program) -> str:
         return _made[program.structure][0]
     function = program.structure.fun
     function = None if function is None else inspect.unwrap(function)
-    if (getattr(function, "__module__", None) or "").partition(".")[0] != "ppl":
+    # Of a text that was executed, newer Python finds that of `python -c` instead.
+    written = getattr(getattr(function, "__code__", None), "co_filename", "") != "<string>"
+    if written and (getattr(function, "__module__", None) or "").partition(".")[0] != "ppl":
         try:
             return inspect.getsource(function)  # pyright: ignore[reportArgumentType]
         except (OSError, TypeError):
