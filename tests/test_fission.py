@@ -262,6 +262,25 @@ def test_a_checkpoint_in_a_loop_is_left_there():
     assert count(loop.params["jaxpr"], "sub") == 0
 
 
+def test_a_function_of_the_host_is_called_iteration_by_iteration():
+    """It may not be mapped: without a `vmap_method`, JAX refuses."""
+    like = jax.ShapeDtypeStruct((), float)
+
+    @ppl.model
+    def calling(y):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(jax.pure_callback(np.sin, like, z), 1.0))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=y)
+            return z, None
+
+        jax.lax.scan(step, 0.0, y)
+
+    y, z = np.asarray([0.5, -1.0, 2.0]), np.asarray([0.3, 0.7, -0.2])
+    normal = lambda x, mean: dist.Normal(mean, 1.0).log_prob(x)  # noqa: E731
+    expected = normal(z, np.sin([0.0, *z[:-1]])).sum() + normal(y, z).sum()
+    np.testing.assert_allclose(ppl.log_density(calling(y), {"z": z}), expected, rtol=1e-12)
+
+
 def test_prints_of_a_loop_stay_in_order(capfd):
     @ppl.model
     def talking(y):

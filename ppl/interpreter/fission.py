@@ -23,8 +23,8 @@ from ppl import _jax
 _AT_ONCE = 2**28
 #: What would change its meaning or its memory if mapped: a branch not taken would be run, and its
 #: derivative may not be finite; a loop would last as long as the longest; a checkpoint would be for
-#: nothing.
-_ONE_BY_ONE = ("cond", "while", "remat2", "checkpoint")
+#: nothing; and functions of the host may not be mapped at all.
+_ONE_BY_ONE = ("cond", "while", "remat2", "checkpoint", "pure_callback", "ffi_call")
 
 
 def scan(
