@@ -7,7 +7,7 @@ context, and the walk over equations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,7 @@ __all__ = [
     "subjaxprs",
     "threefry_bits",
     "threefry_with",
+    "variables",
     "vmap_in_rule",
     "zero_tangent",
 ]
@@ -175,6 +176,11 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
     if isinstance(jaxpr, ClosedJaxpr):
         return jaxpr.jaxpr, list(jaxpr.consts)
     return jaxpr, []
+
+
+def variables(atoms: Iterable[Any]) -> list[Var]:
+    """List what of operands or results is a variable, no literal."""
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def part_of_jaxpr(

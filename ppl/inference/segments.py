@@ -39,8 +39,8 @@ class _Segments:
 
     def _wanted(self, place: int) -> list[int]:
         """Tell which of the rows that a loop stacks are needed after it."""
-        needed = {v for e in self.eqns[place + 1 :] for v in _variables(e.invars)}
-        needed.update(_variables(self.outs))
+        needed = {v for e in self.eqns[place + 1 :] for v in _jax.variables(e.invars)}
+        needed.update(_jax.variables(self.outs))
         _, m = _jax.scan_sizes(self.eqns[place])
         rows = self.eqns[place].outvars[m:]
         return [i for i, v in enumerate(rows) if v in needed]
@@ -48,16 +48,12 @@ class _Segments:
 
 def _pruned(jaxpr: Any) -> Any:
     """Drop the equations that nothing depends on."""
-    needed, kept = set(_variables(jaxpr.outvars)), []
+    needed, kept = set(_jax.variables(jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):
         if _jax.contains_effect(eqn) or needed.intersection(eqn.outvars):
             kept.append(eqn)
-            needed.update(_variables(eqn.invars))
+            needed.update(_jax.variables(eqn.invars))
     return jaxpr.replace(eqns=kept[::-1])
-
-
-def _variables(atoms: Any) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, _jax.Literal)]
 
 
 _segments = functools.lru_cache(maxsize=256)(_Segments)

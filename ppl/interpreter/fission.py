@@ -70,6 +70,7 @@ class _Loop:
         self.made_by.update({v: first + i for i, v in enumerate(self.carry)})
         #: What each carried value grows by per iteration, where that is known: no need to wait.
         self.grows = {i: g for i in range(num_carry) if (g := self._growth(i)) is not None}
+        self.reads = {n: self._reads(n) for n in range(first + num_carry)}
         self.needed = self._needed()
         self.mapped = self._mapped()
         self.waits = self._waits()
@@ -92,24 +93,24 @@ class _Loop:
         known = any(v is carry for v in (one, other)) and isinstance(step, _jax.Literal)
         return int(step.val) if known else None
 
-    def reads(self, node: int) -> Iterable[int]:
+    def _reads(self, node: int) -> Iterable[int]:
         """Give the nodes whose results a node uses; a carried value uses the one before."""
         first = len(self.jaxpr.eqns)
         if node >= first:
             atoms = [] if node - first in self.grows else [self.nexts[node - first]]
         else:
             atoms = self.jaxpr.eqns[node].invars
-        return {self.made_by[v] for v in _variables(atoms) if v in self.made_by}
+        return {self.made_by[v] for v in _jax.variables(atoms) if v in self.made_by}
 
     def _needed(self) -> list[int]:
         """List, in order, the nodes on which some result depends."""
-        todo = [self.made_by[v] for v in _variables(self.jaxpr.outvars) if v in self.made_by]
+        todo = [self.made_by[v] for v in _jax.variables(self.jaxpr.outvars) if v in self.made_by]
         found: set[int] = set()
         while todo:
             node = todo.pop()
             if node not in found:
                 found.add(node)
-                todo.extend(self.reads(node))
+                todo.extend(self.reads[node])
         return sorted(found)
 
     def _mapped(self) -> set[Any]:
@@ -117,7 +118,7 @@ class _Loop:
         same = {self.carry[i] for i, step in self.grows.items() if not step}
         mapped = set(self.jaxpr.invars) - same
         for eqn in self.jaxpr.eqns:
-            if any(v in mapped for v in _variables(eqn.invars)):
+            if any(v in mapped for v in _jax.variables(eqn.invars)):
                 mapped.update(eqn.outvars)
         return mapped
 
@@ -127,7 +128,7 @@ class _Loop:
         while True:
             old = dict(reach)
             for node in self.needed:
-                for other in self.reads(node):
+                for other in self.reads[node]:
                     reach[node] |= reach[other] | 1 << other
             if reach == old:
                 break
@@ -148,7 +149,7 @@ class _Loop:
             for node in self.needed:
                 waits = node in self.waits
                 barrier = waits or node >= first
-                for other in self.reads(node):  # what waits together stands together
+                for other in self.reads[node]:  # what waits together stands together
                     apart = barrier and not (waits and other in self.waits)
                     level[node] = max(level[node], level[other] + apart)
                 level[node] += (level[node] % 2 == 0) if barrier else level[node] % 2
@@ -222,7 +223,7 @@ class _Loop:
         made = [v for e in eqns for v in e.outvars] + [self.carry[i] for i in carried]
         ins = self._taken(eqns, made, [self.nexts[i] for i in carried])
         others = [self.jaxpr.eqns[n] for n in self.needed if n < first and n not in set(nodes)]
-        wanted = set(_variables([v for e in others for v in e.invars] + self.jaxpr.outvars))
+        wanted = set(_jax.variables([v for e in others for v in e.invars] + self.jaxpr.outvars))
         outs = [v for v in made if v in wanted]
 
         def step(state: list[Any], row: list[Any]) -> Any:
@@ -245,7 +246,7 @@ class _Loop:
 
     def _taken(self, eqns: Sequence[Any], made: Iterable[Any], more: Sequence[Any] = ()) -> Any:
         """List what equations (and `more`) take from elsewhere that differs by iteration."""
-        read, made = _variables([v for e in eqns for v in e.invars] + list(more)), set(made)
+        read, made = _jax.variables([v for e in eqns for v in e.invars] + list(more)), set(made)
         return list(dict.fromkeys(v for v in read if v in self.mapped and v not in made))
 
     def _rows(self, env: dict[Any, Any], atom: Any) -> Any:
@@ -260,10 +261,6 @@ class _Loop:
         start = jnp.asarray(init, rows.dtype)[None]
         parts = [rows[1:], start] if self.reverse else [start, rows[:-1]]
         return jnp.concatenate(parts)
-
-
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, _jax.Literal)]
 
 
 def _read(env: dict[Any, Any], atom: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -126,11 +126,11 @@ def parts_of(structure: Structure, asked: bool) -> tuple[Part, ...] | None:
     if not 0 < sum(loop for loop, _ in groups) <= (len(groups) if asked else FEW):
         return None
     parts: list[Part] = []
-    later = set(_variables(jaxpr.outvars))
+    later = set(_jax.variables(jaxpr.outvars))
     for loop, eqns in reversed(groups):
         made = [v for eqn in eqns for v in eqn.outvars]
         makes = tuple(v for v in dict.fromkeys(made) if v in later)
-        read = dict.fromkeys(v for eqn in eqns for v in _variables(eqn.invars))
+        read = dict.fromkeys(v for eqn in eqns for v in _jax.variables(eqn.invars))
         reads = tuple(v for v in read if v not in set(made))
         inner = None if loop else _jax.part_of_jaxpr(jaxpr, eqns, reads, makes)
         parts.append(Part(tuple(eqns), reads, makes, inner))
@@ -158,10 +158,6 @@ def _calls_host(jaxpr: Any) -> bool:
         "callback" in eqn.primitive.name or any(map(_calls_host, _jax.subjaxprs(eqn)))
         for eqn in jaxpr.eqns
     )
-
-
-def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
-    return (v for v in atoms if not isinstance(v, _jax.Literal))
 
 
 # --- Running ------------------------------------------------------------------------------------
@@ -267,7 +263,7 @@ class Passage:
     def _leave(self, outs: Sequence[Any]) -> None:
         """Go to the next part; forget what none of those to come reads."""
         later = {v for part in self.parts[self.index + 1 :] for v in part.reads}
-        later.update(_variables(self.jaxpr.outvars))
+        later.update(_jax.variables(self.jaxpr.outvars))
         env = {**self.env, **dict(zip(self.parts[self.index].makes, outs, strict=True))}
         steps = self.current.step if self.current else self.parts[self.index].length or 0
         with undivided():

@@ -79,7 +79,7 @@ class Online:
         first = [without(part, rows.lost) for part in region.parts[: rows.part]]
         last = [without(part, rows.lost) for part in region.parts[rows.part + 1 :]]
         #: Whether the program's value can be known without all rows.
-        self.complete = not any(v in rows.lost for v in _variables(region.jaxpr.outvars))
+        self.complete = not any(v in rows.lost for v in _jax.variables(region.jaxpr.outvars))
         self.last = _part(region, last, region.jaxpr.outvars)
         made = {v for part in last for v in _made(part)} | set(loop.eqn.outvars)
         late = [v for v in dict.fromkeys(_read(self.last)) if v not in made]
@@ -213,15 +213,11 @@ def _part(region: Region, parts: Sequence[Any], outputs: Sequence[Any]) -> Regio
     return Region(jaxpr, tuple(parts), region.random)
 
 
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, _jax.Literal)]
-
-
 def _read(region: Region) -> list[Any]:
     """List what a region without loops reads."""
     pieces = [p for p in region.parts if isinstance(p, Piece)]
     read = [v for p in pieces for e in p.shared for v in e.invars]
-    return _variables([*read, *(v for p in pieces for v in p.inputs), *region.jaxpr.outvars])
+    return _jax.variables([*read, *(v for p in pieces for v in p.inputs), *region.jaxpr.outvars])
 
 
 def _made(piece: Any) -> list[Any]:

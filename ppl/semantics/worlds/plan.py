@@ -43,13 +43,9 @@ def plan(jaxpr: Any, wanted: Sequence[bool]) -> Plan:
     return known[wanted]
 
 
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [a for a in atoms if not isinstance(a, _jax.Literal)]
-
-
 def _made(jaxpr: Any, wanted: tuple[bool, ...]) -> Plan:
     outs = [v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w]
-    live = set(_variables(outs))
+    live = set(_jax.variables(outs))
     steps: list[Step] = []
     block: list[Any] = []
     after = set(live)
@@ -59,7 +55,7 @@ def _made(jaxpr: Any, wanted: tuple[bool, ...]) -> Plan:
         if not block:
             return
         made = [v for eqn in block for v in eqn.outvars]
-        used = dict.fromkeys(v for eqn in block for v in _variables(eqn.invars))
+        used = dict.fromkeys(v for eqn in block for v in _jax.variables(eqn.invars))
         ins = tuple(v for v in used if v not in set(made))
         outs = tuple(v for v in made if v in after)
         code = Code(block[::-1], ins, outs)
@@ -73,7 +69,7 @@ def _made(jaxpr: Any, wanted: tuple[bool, ...]) -> Plan:
             if any(used):
                 block.append(eqn)
                 live -= set(eqn.outvars)
-                live |= set(_variables(eqn.invars))
+                live |= set(_jax.variables(eqn.invars))
             continue
         close()
         ins = _used_inputs(eqn, used)
@@ -90,9 +86,9 @@ def _made(jaxpr: Any, wanted: tuple[bool, ...]) -> Plan:
 def _used_inputs(eqn: Any, wanted: tuple[bool, ...]) -> list[Any]:
     """Leave out what a loop carries along for nobody."""
     if eqn.primitive.name != "scan":
-        return _variables(eqn.invars)
+        return _jax.variables(eqn.invars)
     inputs, _ = scan_inputs(eqn, wanted)
-    return _variables([v for v, w in zip(eqn.invars, inputs, strict=True) if w])
+    return _jax.variables([v for v, w in zip(eqn.invars, inputs, strict=True) if w])
 
 
 def scan_inputs(eqn: Any, wanted: tuple[bool, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
