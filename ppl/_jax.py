@@ -7,12 +7,14 @@ context, and the walk over equations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import compiler as _compiler
 from jax._src import core as _core
 from jax._src import effects as _effects
 from jax.extend import random as _random
@@ -25,6 +27,7 @@ from jax.interpreters import mlir as _mlir
 __all__ = [
     "SOON",
     "THREEFRY",
+    "WHOLE_LOOPS",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -62,6 +65,48 @@ __all__ = [
 #: What tells XLA on a CPU to emit code in the older way, as long as it knows it: such code is there
 #: in two thirds of the time, and is as fast where arrays are small.
 SOON = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
+
+_EXTRA = "xla_backend_extra_options"
+
+
+def _with_extra(get: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `compiler_options` name a backend's extra option, as `XLA_FLAGS` can: one "key=value".
+
+    JAX hands a program's options to XLA one by one, which refuses those that lie in a map.
+    """
+
+    @functools.wraps(get)
+    def get_compile_options(*args: Any, **named: Any) -> Any:
+        overrides = dict(named.get("env_options_overrides") or {})
+        extra = overrides.pop(_EXTRA, None)
+        if extra is None:
+            return get(*args, **named)
+        options = get(*args, **named | {"env_options_overrides": overrides})
+        key, _, value = extra.partition("=")
+        entry = _message(1, key.encode()) + _message(2, value.encode())
+        # The numbers of the build options, of the debug options in them, and of the map in those.
+        # What is said later in a message is added to what was said before.
+        added = _message(3, _message(3, _message(500, entry)))
+        return options.ParseFromString(options.SerializeAsString() + added)
+
+    return get_compile_options
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """Write a field of a protocol buffer that has a length."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
+
+
+_compiler.get_compile_options = _with_extra(_compiler.get_compile_options)
+
+#: What tells XLA on a CPU to make one function of a loop whose body touches fewer bytes than this:
+#: else each operation of the body is called by itself, which takes longer than a small one does.
+WHOLE_LOOPS = {_EXTRA: "xla_cpu_small_while_loop_byte_threshold=1000000"}
 
 
 class Probabilistic(_effects.Effect):

@@ -283,14 +283,15 @@ def density(d: Distribution, value: Any) -> Any:
     """Give log densities elementwise, whether or not the value lies in the support.
 
     The normal's own formula needs one logarithm and, in a loop, one stored residual less than
-    NumPyro's, which takes the logarithm of sqrt(2 pi) * scale. That of the Bernoulli distribution
+    NumPyro's, which takes the logarithm of sqrt(2 pi) * scale. (A square has one derivative to
+    compute where a product has two.) That of the Bernoulli distribution
     with logits needs one pass over the data, as accurate, where NumPyro's needs several.
     """
     core = d.base_dist if type(d) is ExpandedDistribution else d
     if type(core) is Normal:
         scale = jnp.asarray(core.scale)
         z = (value - core.loc) / scale
-        lp = -0.5 * z * z - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
+        lp = -0.5 * z**2 - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
         return jnp.broadcast_to(lp, d.batch_shape)
     if type(core) is BernoulliLogits:
         lp = -jnp.logaddexp((1 - 2 * value) * jnp.asarray(core.logits), 0.0)

@@ -441,7 +441,9 @@ def _block_impl(
 # In a loop of small operations a scheduler that looks for concurrency costs as much as they do.
 _SMALL_OPERATIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 _block_of_large = _compiled(_block_impl, (0, 2), **_SMALL_OPERATIONS)
-_block_of_small = _compiled(_block_impl, (0, 2), **_SMALL_OPERATIONS, **_jax.SOON)
+_block_of_small = _compiled(
+    _block_impl, (0, 2), **_SMALL_OPERATIONS, **_jax.SOON, **_jax.WHOLE_LOOPS
+)
 
 
 @functools.lru_cache(maxsize=256)
