@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -54,6 +55,9 @@ def seconds(
 def _times(
     model: str, method: str, sizes: Sequence[int], at: Callable[[int], ppl.Program]
 ) -> Times:
+    # An operating system maps only so many parts of memory, and each compiled function is some.
+    jax.clear_caches()
+    gc.collect()
     warm, compiling = seconds([at(size) for size in sizes])
     return Times(model, method, list(sizes), warm, compiling)
 

@@ -48,13 +48,6 @@ def velocity(inverse_mass: Metric, momentum: Any) -> Any:
     return (inverse_mass[:, None] if wide else inverse_mass) * momentum
 
 
-def velocities(inverse_mass: Metric, momenta: Any) -> Any:
-    """Give the velocities of momenta, one a row."""
-    if isinstance(inverse_mass, LowRank):
-        return jax.vmap(velocity, (None, 0))(inverse_mass, momenta)
-    return inverse_mass * momenta
-
-
 def momentum(inverse_mass: Metric, noise: Any) -> Any:
     """Give standard normal noise the covariance of the mass."""
     if isinstance(inverse_mass, LowRank):

@@ -19,7 +19,7 @@ from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
 from ppl.inference.metric import LowRank, Metric
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, TraceKernel, as_addresses, typical
-from ppl.inference.trajectory import Noise, Numbers, Place, Trajectory, grow, rest
+from ppl.inference.trajectory import Noise, Numbers, Place, Trajectory, grow, noise, rest
 from ppl.inference.warmup import Packed, Warmup
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
@@ -305,11 +305,6 @@ _unpacked = jax.jit(jax.vmap(lambda packed: packed.known))
 
 def _moved(tree: Any, source: int, target: int) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x, source, target), tree)
-
-
-def noise(momentum: Any, coins: Any) -> Noise:
-    """Make of normal and of four uniform numbers what a leaf needs."""
-    return Noise(momentum, jnp.where(coins[:2] < 0.5, -1.0, 1.0), jnp.log(coins[2:]))
 
 
 def _stats(

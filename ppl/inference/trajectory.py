@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocities, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, velocity
 from ppl.inference.metric import momentum as fresh_momentum
 
 #: From a position to its log density and the gradient of that.
@@ -51,7 +51,7 @@ class Trajectory(NamedTuple):
 
     A place is one column: position, momentum, gradient, log density, log density of the phase.
     `moving` and `other` are the ends, `chosen` is drawn from the old half and `candidate` from the
-    leaves of the new one. `first` and `sums` belong to subtrees, first momentum and sum of momenta:
+    leaves of the new one. `first` and `sums` belong to subtrees, first velocity and sum of momenta:
     by depth, those that are growing; by depth, the same with the leaf before; and the whole.
     """
 
@@ -61,7 +61,12 @@ class Trajectory(NamedTuple):
     candidate: Float[Array, " place"]
     first: Float[Array, "subtrees size"]
     sums: Float[Array, "subtrees size"]
-    numbers: Numbers
+    packed: Float[Array, " numbers"]
+
+    @property
+    def numbers(self) -> Numbers:
+        """The numbers."""
+        return Numbers(*jnp.moveaxis(self.packed, -1, 0))
 
     @property
     def here(self) -> Place:
@@ -93,13 +98,20 @@ def _place(column: Any, size: int) -> Place:
 class Noise(NamedTuple):
     """What a leaf needs.
 
-    Standard normals for a momentum, should it be the first of a trajectory; two directions, -1 or
-    1; and logarithms of two uniforms.
+    Standard normals for a momentum, should it be the first of a trajectory, and its kinetic energy;
+    two directions, -1 or 1; and logarithms of two uniforms.
     """
 
     momentum: Float[Array, " size"]
+    kinetic: Float[Array, ""]
     directions: Float[Array, " 2"]
     logs: Float[Array, " 2"]
+
+
+def noise(momentum: Any, coins: Any) -> Noise:
+    """Make of normal and of four uniform numbers what a leaf needs."""
+    kinetic = 0.5 * jnp.sum(momentum**2)
+    return Noise(momentum, kinetic, jnp.where(coins[:2] < 0.5, -1.0, 1.0), jnp.log(coins[2:]))
 
 
 def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Trajectory:
@@ -114,7 +126,7 @@ def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Traj
     zero = jnp.zeros_like(log_density)
     place = Place(position, jnp.zeros_like(position), gradient, log_density, zero).column
     rows = jnp.zeros((2 * max_depth + 1, len(position)), position.dtype)
-    numbers = Numbers(*[zero] * 8, status=zero + 1)
+    numbers = jnp.stack(Numbers(*[zero] * 8, status=zero + 1))
     return Trajectory(place, place, place, place, rows, rows, numbers)
 
 
@@ -145,14 +157,12 @@ def grow(
     again = old.numbers.status > 0
     here = old.here
     momentum = fresh_momentum(inverse_mass, noise.momentum)
-    fresh = here._replace(
-        momentum=momentum, log_energy=here.log_density - kinetic(inverse_mass, momentum)
-    )
+    fresh = here._replace(momentum=momentum, log_energy=here.log_density - noise.kinetic)
     zero = jnp.zeros_like(fresh.log_energy)
     began = Numbers(
         zero, zero - jnp.inf, ahead, zero, fresh.log_energy, zero, zero, zero, zero
     )  # fmt: skip
-    n = Numbers(*(jnp.where(again, a, b) for a, b in zip(began, old.numbers, strict=True)))
+    n = Numbers(*jnp.where(again, jnp.stack(began), old.packed))
     column = fresh.column
     start = jnp.where(again, column, old.moving)
     other = jnp.where(again, column, old.other)
@@ -164,8 +174,7 @@ def grow(
     position = position + step * velocity(inverse_mass, half)
     density, force = gradient(position)
     momentum = half + 0.5 * step * force
-    energy = density - kinetic(inverse_mass, momentum)
-    new = Place(position, momentum, force, density, energy).column
+    speed = velocity(inverse_mass, momentum)
 
     # The subtrees that start, or are complete or half complete, with this leaf.
     length = 1 << n.depth.astype(int)
@@ -179,19 +188,23 @@ def grow(
     checked = jnp.where(own == _STARTS, (complete | crossed) & (sizes > 1), second) & ~whole
     # What is computed once, here and below: XLA would compute it anew for every element.
     kinds = jax.lax.optimization_barrier(kinds)[:, None]
-    one, two, end = momentum, before, _place(other, size).momentum
+    two, end = (velocity(inverse_mass, p) for p in (before, _place(other, size).momentum))
     first = jnp.where(
         kinds == _GROWS,
         old.first,
-        jnp.where(kinds == _STARTS, one, jnp.where(kinds == _STARTS_BEFORE, two, end)),
+        jnp.where(kinds == _STARTS, speed, jnp.where(kinds == _STARTS_BEFORE, two, end)),
     )
     grown = (kinds == _GROWS) | (kinds == _WHOLE)
-    sums = one + jnp.where(grown, old.sums, jnp.where(kinds == _STARTS, 0.0, two))
-    first, sums = jax.lax.optimization_barrier((first, sums))
-    speed = velocities(inverse_mass, sums)
-    turns = (_dots(first, speed) <= 0) | (_dots(speed, one) <= 0)
+    sums = momentum + jnp.where(grown, old.sums, jnp.where(kinds == _STARTS, 0.0, before))
+    # A metric is symmetric: the velocities of the ends stand for that of the sum.
+    at_end = _dots(sums, speed)
+    turns = (_dots(first, sums) <= 0) | (at_end <= 0)
     turning = jnp.any(turns & checked, 0)
     crossing = jnp.where(leaf == 0, turns[-1], n.crossing > 0)
+
+    # The smallest subtree is the leaf alone.
+    energy = density - 0.5 * at_end[0]
+    new = Place(position, momentum, force, density, energy).column
 
     # The choice among the leaves of the new half, and between the halves.
     # A leaf whose energy is no finite number is no place to go to, a density of +inf neither.
@@ -223,16 +236,18 @@ def grow(
         candidate=candidate,
         first=first,
         sums=sums,
-        numbers=Numbers(
-            log_weight=jnp.where(done, total, n.log_weight),
-            new_log_weight=jnp.where(full, -jnp.inf, new_log_weight),
-            direction=direction,
-            depth=depth.astype(kind),
-            log_energy=n.log_energy,
-            crossing=crossing.astype(kind),
-            acceptance=n.acceptance + jnp.exp(jnp.minimum(log_ratio, 0.0)),
-            num_steps=n.num_steps + 1,
-            status=(finished.astype(kind) + diverging),
+        packed=jnp.stack(
+            Numbers(
+                log_weight=jnp.where(done, total, n.log_weight),
+                new_log_weight=jnp.where(full, -jnp.inf, new_log_weight),
+                direction=direction,
+                depth=depth.astype(kind),
+                log_energy=n.log_energy,
+                crossing=crossing.astype(kind),
+                acceptance=n.acceptance + jnp.exp(jnp.minimum(log_ratio, 0.0)),
+                num_steps=n.num_steps + 1,
+                status=(finished.astype(kind) + diverging),
+            )
         ),
     )
 

@@ -90,6 +90,11 @@ def from_a_half_that_turned(*args):
     return after._replace(chosen=jnp.where(ended, after.candidate, after.chosen))
 
 
+def without_first_kinetic_energy(momentum, coins):
+    """The start of a trajectory has the energy of a particle at rest."""
+    return trajectory.noise(momentum, coins)._replace(kinetic=jnp.zeros(()))
+
+
 def by_one_end(*args):
     """The first leaf of a trajectory is chosen always, whatever its energy."""
     before, after = args[1], trajectory.grow(*args)
@@ -109,7 +114,7 @@ MUTANTS = {
     "slice without the Jacobian": ("slice", Coordinates, "log_density", without_jacobian),
     "nuts from a half that turned": ("nuts", nuts, "grow", from_a_half_that_turned),
     "nuts by one end": ("nuts", nuts, "grow", by_one_end),
-    "nuts without kinetic energy": ("nuts", trajectory, "kinetic", lambda mass, p: 0.0 * p[0]),
+    "nuts without kinetic energy": ("nuts", nuts, "noise", without_first_kinetic_energy),
     "hmc without kinetic energy": ("hmc", hmc, "log_energy", without_kinetic_energy),
     "hmc without a half kick": ("hmc", hmc, "leapfrog", without_the_last_half_kick),
     "mala without kinetic energy": ("mala", mala, "log_energy", without_kinetic_energy),

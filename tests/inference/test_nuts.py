@@ -94,7 +94,8 @@ def grown():
                 depth = 0 if t.numbers.status else int(t.numbers.depth)
                 coins = jnp.asarray(directions[[0, depth + 1]], float)
                 logs = jnp.log(jnp.asarray(rng.random(2)))
-                t = step(t, eps, Noise(jnp.asarray(p * np.sqrt(MASS)), coins, logs))
+                start = jnp.asarray(p * np.sqrt(MASS))
+                t = step(t, eps, Noise(start, start @ start / 2, coins, logs))
                 if t.numbers.status:
                     return t
 
@@ -163,7 +164,7 @@ def test_no_leaf_of_infinite_density_is_chosen(x64):
     here, slope = gradient(z)
     old = rest(z, slope, here, 6)
     old = old._replace(candidate=rest(z - 1, slope, here, 6).candidate)
-    noise = Noise(jnp.array([5.0, 0.0]), jnp.ones(2), jnp.log(jnp.array([0.5, 0.5])))
+    noise = Noise(jnp.array([5.0, 0.0]), 12.5, jnp.ones(2), jnp.log(jnp.array([0.5, 0.5])))
     end = grow(walled, old, 0.2, jnp.asarray(MASS), noise)
     assert end.numbers.status == 2  # a divergence, which ends it
     np.testing.assert_array_equal(end.here.position, z)
