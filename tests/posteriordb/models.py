@@ -33,6 +33,8 @@ class Posterior:
     long: bool = False
     # Where all chains start, if that has to be told; None for the package's own starts.
     init: Mapping[str, Any] | None = None
+    # A scale in whose lowest values chains are known to diverge: the neck of a funnel.
+    neck: str | None = None
 
 
 def entry(draws: Mapping[str, Any], name: str) -> np.ndarray:
@@ -406,7 +408,11 @@ POSTERIORS: dict[str, Posterior] = {
         logearn_logheight_male, settings=_CORRELATED, x64=True
     ),
     "eight_schools-eight_schools_centered": Posterior(
-        eight_schools_centered, settings={"target_accept": 0.995}, num_samples=6000, long=True
+        eight_schools_centered,
+        settings={"target_accept": 0.995},
+        num_samples=6000,
+        long=True,
+        neck="tau",
     ),
     "eight_schools-eight_schools_noncentered": Posterior(
         eight_schools_noncentered, choices=standardised
