@@ -283,9 +283,9 @@ def density(d: Distribution, value: Any) -> Any:
     """Give log densities elementwise, whether or not the value lies in the support.
 
     The normal's own formula needs one logarithm and, in a loop, one stored residual less than
-    NumPyro's, which takes the logarithm of sqrt(2 pi) * scale. (A square has one derivative to
-    compute where a product has two.) That of the Bernoulli distribution
-    with logits needs one pass over the data, as accurate, where NumPyro's needs several.
+    NumPyro's, which takes the logarithm of sqrt(2 pi) * scale. A square has one derivative to
+    compute, where -0.5 * z * z has two. That of the Bernoulli distribution with logits needs one
+    pass over the data, as accurate, where NumPyro's needs several.
     """
     core = d.base_dist if type(d) is ExpandedDistribution else d
     if type(core) is Normal:
