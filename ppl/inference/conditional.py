@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ppl._types import pytree, static
+from ppl._types import Choices, pytree, static
 from ppl.context import current_context
 from ppl.errors import ArgumentError, UnsupportedError, at, check_addresses, message, named_keywords
-from ppl.inference.particles import Cloud, Place, Run, Strategy, choose_cloud
+from ppl.inference.particles import Cloud, Place, Run, Strategy, choose_cloud, select_cloud
 from ppl.inference.particles.backward import History
 from ppl.inference.particles.bootstrap import bootstrap_settings, too_uneven
 from ppl.inference.particles.future import (
@@ -29,7 +29,8 @@ from ppl.primitives import Site, log_prob, sample_p, with_operand
 from ppl.program import Program
 from ppl.resampling import MultinomialResampling, Resampling
 from ppl.semantics.handlers import condition
-from ppl.semantics.weighted import Recording, Trace
+from ppl.semantics.population import Population
+from ppl.semantics.weighted import Recording, Trace, trace_of
 from ppl.statements import sample, scope
 
 
@@ -130,10 +131,7 @@ class ConditionalSMC(TraceKernel):
         program = self.conditioned(trace)
         if not program.latents:
             return trace
-        given = {
-            a: Record(jnp.asarray(trace.choices[a], program.sites[a].dtype), trace.present.get(a))
-            for a in program.latents
-        }
+        given = _given(program, trace.choices, trace.present)
         with scope("particles"):
             strategy = self.strategy(current_context().prefix)
             if self.backward_sampling:
@@ -146,6 +144,18 @@ class ConditionalSMC(TraceKernel):
                 last = choose_particle("last", population.log_weights)
                 choices = {a: x[last] for a, x in population.choices.items()}
         return trace.with_choices(choices)
+
+    def around(self, program: Program, choices: Choices) -> Population:
+        """Run the particles around given choices of all latents of a program.
+
+        Where these are drawn from its normalised measure, the reciprocal of the estimated evidence
+        is unbiased. No draw stands in a branch: ancestors are drawn whether or not they are needed.
+        """
+        given = _given(program, choices, trace_of(program, choices).present)
+        with scope("particles"):
+            strategy = self.strategy(current_context().prefix)
+            strategy.always_drawn = True
+            return Run(strategy, self.num_particles).program(program, given)
 
     def strategy(self, prefix: str) -> Conditional:
         """Say how the particles are resampled, and what they draw."""
@@ -174,6 +184,14 @@ class ConditionalSMC(TraceKernel):
         return condition(program, {a: trace.choices[a] for a in kept})
 
 
+def _given(program: Program, choices: Choices, present: Choices) -> dict[str, Record]:
+    """Give what the first particle follows."""
+    return {
+        a: Record(jnp.asarray(choices[a], program.sites[a].dtype), present.get(a))
+        for a in program.latents
+    }
+
+
 def _parents(program: Program, address: str) -> list[str]:
     """List the sites whose draws a site depends on, directly or through recorded values."""
     found: list[str] = []
@@ -188,11 +206,13 @@ class Conditional(Strategy):
 
     def __init__(self, ess_threshold: float, ancestor_sampling: bool, prefix: str):
         self.ess_threshold, self.ancestor_sampling = ess_threshold, ancestor_sampling
-        self.prefix = prefix
+        self.prefix, self.always_drawn = prefix, False
 
     def before(self, run: Run, place: Place, cloud: Cloud) -> Cloud:
         with run.scope():
             uneven = too_uneven(cloud.weights, self.ess_threshold)
+            if self.always_drawn:
+                return select_cloud(uneven, self.resampled(run, place, cloud), cloud)
             return choose_cloud(uneven, lambda c: self.resampled(run, place, c), cloud)
 
     def resampled(self, run: Run, place: Place, cloud: Cloud) -> Cloud:

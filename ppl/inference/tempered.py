@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import ArrayLike
 
-from ppl import _jax
 from ppl._types import Choices
 from ppl.counts import count
 from ppl.errors import ArgumentError, UnsupportedError, at, message, named_keywords
@@ -20,7 +18,7 @@ from ppl.program import Program, inline, require_program
 from ppl.resampling import Resampling, scheme
 from ppl.semantics.kernel import Kernel
 from ppl.semantics.population import Population
-from ppl.semantics.tempering import Tempered, next_temperature, to_power
+from ppl.semantics.tempering import Tempered, known, next_temperature, schedule, to_power
 from ppl.semantics.weighted import Trace, traced
 from ppl.staging import stage
 from ppl.statements import sample, scope
@@ -276,24 +274,11 @@ def _require(fine: Any, got: str, needs: str, why: str, fix: str) -> None:
 
 
 def _schedule(temperatures: Any) -> Any:
-    if temperatures is None:
-        return None
-    values = _known(temperatures)
-    _require(
-        values.ndim == 1
-        and values.size
-        and values[-1] == 1
-        and np.all(np.diff(values, prepend=0) > 0),
-        f"temperatures={temperatures!r}",
-        "increasing numbers, the first above 0 and the last 1, known when the program is made",
-        "each is a power of the likelihood, on the way from the prior to the posterior",
-        "temperatures=[0.1, 0.4, 1.0], or None to choose them",
-    )
-    return jnp.asarray(values)
+    return None if temperatures is None else jnp.asarray(schedule("tempered_smc", temperatures))
 
 
 def _fraction(threshold: Any) -> Any:
-    value = _known(threshold)
+    value = known(threshold)
     _require(
         value.ndim == 0 and 0 < value < 1,
         f"ess_threshold={threshold!r}",
@@ -302,9 +287,3 @@ def _fraction(threshold: Any) -> Any:
         "ess_threshold=0.5",
     )
     return jnp.asarray(value)
-
-
-def _known(x: Any) -> np.ndarray:
-    """Give the numbers as the program will compute with them; NaN for what is none."""
-    x = np.asarray(np.nan if _jax.is_tracer(x) else x)
-    return x.astype(jnp.result_type(float)) if x.dtype.kind in "iuf" else np.asarray(np.nan)

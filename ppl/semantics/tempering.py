@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ppl import _jax
+from ppl.errors import ArgumentError, message
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, factor, log_prob
 from ppl.program import Program
@@ -104,3 +107,29 @@ def next_temperature(
     # The upper end is always above the temperature, so that every step goes on.
     _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (temperature, one))
     return jnp.where(enough(one), one, high)
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+
+def schedule(operation: str, temperatures: Any) -> np.ndarray:
+    """Give increasing powers of the likelihood, the last of them one."""
+    values = known(temperatures)
+    rising = values.ndim == 1 and values.size and np.all(np.diff(values, prepend=0) > 0)
+    if not (rising and values[-1] == 1):
+        raise ArgumentError(
+            message(
+                f"{operation} got temperatures={temperatures!r}",
+                needs="increasing numbers, the first above 0 and the last 1, known when the "
+                "program is made",
+                why="each is a power of the likelihood, on the way from the prior to the posterior",
+                fix="temperatures=[0.1, 0.4, 1.0]",
+            )
+        )
+    return values
+
+
+def known(x: Any) -> np.ndarray:
+    """Give the numbers as the program will compute with them; NaN for what is none."""
+    x = np.asarray(np.nan if _jax.is_tracer(x) else x)
+    return x.astype(jnp.result_type(float)) if x.dtype.kind in "iuf" else np.asarray(np.nan)

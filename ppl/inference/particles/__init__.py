@@ -13,6 +13,7 @@ from ppl.inference.particles.cloud import (
     mean_and_ess,
     relative_error,
     resample,
+    select_cloud,
 )
 from ppl.inference.particles.run import Around, Place, Run, Strategy
 
@@ -27,4 +28,5 @@ __all__ = [
     "mean_and_ess",
     "relative_error",
     "resample",
+    "select_cloud",
 ]

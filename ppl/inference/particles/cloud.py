@@ -114,6 +114,13 @@ def choose_cloud(flag: Any, change: Any, cloud: Cloud) -> Cloud:
     return Cloud(dict(zip(names, values, strict=True)), weights)
 
 
+def select_cloud(flag: Any, one: Cloud, other: Cloud) -> Cloud:
+    """Take one cloud or the other by a flag, where both have been made."""
+    pick = lambda x, y: jnp.where(flag, x, y)  # noqa: E731
+    values = {k: jax.tree.map(pick, v, other.values[k]) for k, v in one.values.items()}
+    return Cloud(values, jax.tree.map(pick, one.weights, other.weights))
+
+
 def resample(cloud: Cloud, scheme: type[Resampling], log_potential: Any = None) -> Cloud:
     """Draw ancestors and make all weights equal: the measure stays, whatever is chosen.
 

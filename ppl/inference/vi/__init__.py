@@ -26,6 +26,7 @@ from ppl.inference.vi.guides import (
     structured,
 )
 from ppl.inference.vi.handler import estimators
+from ppl.inference.vi.meta import annealing
 from ppl.inference.vi.mmd import beta_elbo, infovae
 from ppl.inference.vi.objective import Objective
 from ppl.inference.vi.objectives import (
@@ -47,6 +48,7 @@ __all__ = [
     "Guide",
     "Objective",
     "Plateau",
+    "annealing",
     "beta_elbo",
     "ciwae",
     "delta",
