@@ -9,6 +9,7 @@ variance. Without BlackJAX only our side is run.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from benchmarks.timing import human, table
 _STEP, _LEAPFROGS, _MOVES, _ESS = 0.08, 8, 2, 0.5
 
 
+@functools.cache
 def data(rows: int = 500, columns: int = 10, seed: int = 0) -> tuple[Any, Any]:
     """Simulate a design and outcomes."""
     rng = np.random.default_rng(seed)

@@ -158,16 +158,16 @@ class Underway:
         self.length = (loop.length - loop.skip) // loop.thin
         place, gather = (sharing.place, sharing.gather) if sharing else (_same, _same)
         start = place(stage(loop.init, self.args, name="init"))
-        state = start.structure.rebuild(_initial(interpret, start, key))
+        flat, loop_key = _initial(interpret, start, key)
+        state = start.structure.rebuild(flat)
         loop.check(gather(state), *self.args)
         saved: list[Any] = []
         self.checkpoint = None
         if checkpoint is not None:
             self.checkpoint = Checkpoint(checkpoint, program, key, interpret)
             saved = self.checkpoint.load()
-        key, in_step = loop_key_of(key), bool(sharing and sharing.many_processes)
-        args = loop.lean(*self.args)
-        self.lanes = _Lanes(loop, state, args, key, interpret, place, gather, in_step)
+        args, in_step = loop.lean(*self.args), bool(sharing and sharing.many_processes)
+        self.lanes = _Lanes(loop, state, args, loop_key, interpret, place, gather, in_step)
         if saved:
             self.lanes.restore(saved)
         self.written = self.lanes.steps if saved else None
@@ -383,7 +383,8 @@ def _apply(interpret: Any, program: Program, first: Any, key: Any) -> Any:
 
 
 def _initial_impl(interpret: Any, program: Program, key: Any) -> Any:
-    return interpret(program.structure.jaxpr, program.consts, program.args, key)
+    flat = interpret(program.structure.jaxpr, program.consts, program.args, key)
+    return flat, loop_key_of(key)
 
 
 def _compiled(fun: Callable[..., Any], static: tuple[int, ...], **options: Any) -> Any:
