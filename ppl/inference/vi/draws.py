@@ -18,7 +18,8 @@ from ppl.primitives import Operands, Site, lanes, log_prob, presence
 class Drawn(NamedTuple):
     """What a run kept of a site: its value or noise, and the parameters it was drawn from.
 
-    `law` numbers the distributions that share an address in exclusive branches.
+    `law` numbers the distributions that share an address in exclusive branches; `score` is what a
+    scored draw counts with, if it stands apart.
     """
 
     value: Any
@@ -26,6 +27,19 @@ class Drawn(NamedTuple):
     parameters: Any = None
     alternatives: Alternatives | None = None
     probability: Any = None
+    score: Score | None = None
+
+
+class Score(NamedTuple):
+    """What a scored draw counts with, for each of its elements.
+
+    `rise` is zero with the derivative of the log density, `control` what its baseline takes off the
+    cost, None without one, and `learned` a baseline to be learned, for each lane.
+    """
+
+    rise: Any
+    control: Any = None
+    learned: Any = None
 
 
 @pytree
@@ -52,7 +66,7 @@ class Known:
 
 
 class Tally(NamedTuple):
-    """What a run adds up: the log of the score factor, and terms of baselines.
+    """What a run adds up for draws in loops and branches: the score, and terms of baselines.
 
     `score` is zero with the derivative of the log density of scored draws; `free` is the part of
     it of sites that were given no baseline. `control` is zero, with minus the derivative of the
@@ -111,22 +125,19 @@ def passing(operands: Operands, value: Any) -> Any:
     return through(operands.distribution, value)
 
 
-def scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
-    """Give what a scored draw adds to a run."""
+def scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Score:
+    """Give what a scored draw counts with."""
     density = log_prob(site, leaves, value)
-    density = jnp.sum(density, axis=tuple(range(len(site.sizes), density.ndim)))
     rise = density - stopped(density)
-    nothing = jnp.zeros((), jnp.result_type(float))
-    baseline = estimator.baseline
-    if baseline is None:
-        return Tally(jnp.sum(rise), jnp.sum(rise), nothing, nothing, nothing)
+    if estimator.baseline is None:
+        return Score(rise)
 
     def one(operands: Operands) -> Any:
         assert isinstance(operands.grad, Reinforce)
         return jnp.asarray(operands.grad.baseline, jnp.result_type(float))
 
     baseline = lanes(site, one)(leaves)
-    if baseline.shape != density.shape:
+    if baseline.shape != site.sizes:
         raise UnsupportedError(
             message(
                 f"reinforce got a baseline of shape {baseline.shape[len(site.sizes) :]} at "
@@ -136,10 +147,21 @@ def scored(site: Site, leaves: Any, value: Any, estimator: Reinforce) -> Tally:
                 fix="ppl.vi.reinforce(baseline=jnp.mean(baseline))",
             )
         )
-    control = jnp.sum(-stopped(baseline) * (jnp.exp(rise) - 1))
-    if not estimator.learn:
-        return Tally(jnp.sum(rise), nothing, control, nothing, nothing)
+    of_lane = jnp.sum(rise, axis=tuple(range(len(site.sizes), rise.ndim)))
+    control = -stopped(baseline) * (jnp.exp(of_lane) - 1)
     present = presence(site, leaves)
     if present is not None:
         baseline = jnp.where(present, baseline, 0.0)
-    return Tally(jnp.sum(rise), nothing, control, jnp.sum(baseline), 0.5 * jnp.sum(baseline**2))
+    return Score(rise, control, baseline if estimator.learn else None)
+
+
+def tallied(score: Score) -> Tally:
+    """Add up what a scored draw counts with."""
+    nothing = jnp.zeros((), jnp.result_type(float))
+    rise = jnp.sum(score.rise)
+    if score.control is None:
+        return Tally(rise, rise, nothing, nothing, nothing)
+    control, learned = jnp.sum(score.control), score.learned
+    if learned is None:
+        return Tally(rise, nothing, control, nothing, nothing)
+    return Tally(rise, nothing, control, jnp.sum(learned), 0.5 * jnp.sum(learned**2))

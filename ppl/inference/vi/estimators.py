@@ -91,12 +91,15 @@ def reinforce(
 ) -> Reinforce:
     """Use the score function: the cost, less a baseline, times the gradient of the log density.
 
+    The cost is what depends on the draw: terms that do not, and other lanes of a plate or `vmap`,
+    are left out where the program's operations show it.
+
     Unbiased to any order, for every distribution whose density is differentiable in its parameters
     and whose support does not move with them, which is refused (Glynn 1987; Williams 1992); any
     order by the surrogate of Foerster et al. (2018).
 
     Args:
-        baseline: what is subtracted from the cost: a number, or an array that the model computed
+        baseline: what is subtracted from that cost: a number, or an array that the model computed
             from what stands before the site (an array of a network in the model: one for each
             `vmap` lane). "leave_one_out" takes the mean cost of the other samples, and needs
             `expectation(..., num_samples=2)` or more.

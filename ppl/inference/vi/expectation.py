@@ -23,7 +23,8 @@ from ppl.errors import (
     named_keywords,
 )
 from ppl.inference.vi.checking import check
-from ppl.inference.vi.draws import Drawn, Known, wide
+from ppl.inference.vi.downstream import gathered, laid_along, split
+from ppl.inference.vi.draws import Drawn, Known, Score, wide
 from ppl.inference.vi.surrogate import Surrogate
 from ppl.interpreter import Frame, Interpreter, Record, evaluate, placed_sites
 from ppl.primitives import Site, value_of
@@ -43,11 +44,11 @@ def expectation(program: Program, num_samples: int = 1, maximize: bool = False) 
     program's arrays are made from, of any order, have the derivatives of that mean: run it under
     `jax.grad`, `jax.hessian` and their like. Each site is passed as its estimator says
     (`ppl.sample(..., grad=)` or `ppl.vi.estimators`); where none is given, by reparameterisation if
-    that is possible, else by REINFORCE.
+    that is possible, else by REINFORCE. A score counts with those terms of the cost, and in plates
+    and under `vmap` with those lanes of them, that depend on its draw: the operations between them
+    tell.
 
-    An expectation is a program, and so can be a part of another one. Where the cost is a sum over
-    independent lanes, `jax.vmap(lambda x: ppl.vi.expectation(cost.program(params, x))())(data)`
-    inside a model keeps the score of each lane to its own cost.
+    An expectation is a program, and so can be a part of another one.
 
     Args:
         program: a program without scores whose value is one real number.
@@ -67,7 +68,8 @@ def expectation(program: Program, num_samples: int = 1, maximize: bool = False) 
 
     Source: stochastic computation graphs with surrogates of any order after Foerster et al. (2018)
     and van Krieken et al. (2021); estimators per site as in Lew et al. (2023) and Becker et
-    al. (2024), who run the rest of the program as a continuation where here it is run again.
+    al. (2024), who run the rest of the program as a continuation where here it is run again; scores
+    of terms and lanes alone as in Ranganath, Gerrish & Blei (2014) and Schulman et al. (2015).
     """
     require_program("vi.expectation", program)
     samples = count("expectation", "num_samples", num_samples)
@@ -116,79 +118,121 @@ def grad_estimate(function: Any, num_samples: int = 1) -> Any:
 
 
 class _Terms(NamedTuple):
-    """By combination of listed values: its probability, cost, sums, and what forks add."""
+    """By combination of listed values: probability, terms of the cost, scores; what forks add."""
 
     probability: Any
-    cost: Any
+    costs: list[Any]
+    scores: dict[str, Score]
     tally: Any
     forked: Any
 
 
 def _expectation(program: Program, num_samples: int, maximize: bool) -> Any:
-    one = _Estimate(program)
+    one, sign = _Estimate(program), -1 if maximize else 1
     if num_samples == 1:
         terms = jax.tree.map(lambda x: jnp.asarray(x)[None], one.terms())
     else:
         terms = jax.vmap(lambda _: one.terms())(jnp.arange(num_samples))
-    stop, tally = jax.lax.stop_gradient, terms.tally
-    p, cost = terms.probability, terms.cost
-    value = jnp.exp(tally.score) * cost + tally.control
+    others = None
     if num_samples > 1:
-        others = _means_of_others(stop(jnp.sum(p * cost, 1)))
-        value = value - others[:, None] * (jnp.exp(tally.free) - 1)
-    learned = tally.square - stop(cost) * tally.linear
-    learned = stop(p) * (learned - stop(learned))
-    return jnp.mean(jnp.sum(p * value + terms.forked + (-1 if maximize else 1) * learned, 1))
+        weigh = lambda x: jnp.einsum("nc,nc...->n...", terms.probability, x)  # noqa: E731
+        others = [_means_of_others(jax.lax.stop_gradient(weigh(x))) for x in terms.costs]
+
+    def sample(terms: _Terms, others: Any) -> Any:
+        def combination(p: Any, costs: list[Any], scores: Any, tally: Any) -> Any:
+            value, learned = one.value(costs, scores, tally, others)
+            learned = jax.lax.stop_gradient(p) * (learned - jax.lax.stop_gradient(learned))
+            return p * value + sign * learned
+
+        found = jax.vmap(combination)(terms.probability, terms.costs, terms.scores, terms.tally)
+        return jnp.sum(found) + jnp.sum(terms.forked)
+
+    return jnp.mean(jax.vmap(sample)(terms, others))
 
 
 def _means_of_others(costs: Any) -> Any:
     """Give the leave-one-out baselines (Mnih & Rezende 2016; Kool et al. 2019)."""
-    return (jnp.sum(costs) - costs) / (len(costs) - 1)
+    return (jnp.sum(costs, 0) - costs) / (len(costs) - 1)
 
 
 class _Estimate:
     """The runs of a program that make one estimate."""
 
     def __init__(self, program: Program):
-        self.program = program
+        self.program, self.split = program, split(program)
         self.latents = [s for s in program.sites if s.kind == "latent"]
         self.ancestors = ancestors(program.structure.jaxpr)
         self.laws: dict[Any, int] = {}
         places = Counter(p.site.address for p in placed_sites(program.structure.jaxpr))
         self.several = {a for a, number in places.items() if number > 1}
 
+    def surrogate(self, prefix: str = "", *, forks: bool = True) -> Surrogate:
+        """Make an interpreter for one run."""
+        return Surrogate(self.laws, self.split.apart, prefix, forks=forks)
+
     def run(self, interpreter: Surrogate, known: Mapping[str, Known], *, frozen: bool = False):
-        s, data = self.program.structure, (self.program.consts, self.program.args)
+        data = [*self.program.consts, *self.program.args]
         if frozen:
             data = jax.lax.stop_gradient(data)
-        outs, tally, records = evaluate(interpreter, s.jaxpr, *data, given=known)
-        return jnp.asarray(outs[0], jnp.result_type(float)), tally, records
+        outs, tally, records = evaluate(interpreter, self.split.jaxpr, [], data, given=known)
+        return self.split.values(outs), tally, records
+
+    def value(self, costs: list[Any], scores: dict[str, Score], tally: Any, others: Any) -> Any:
+        """Give the cost with the derivative of the scores, and what baselines learn from."""
+        stop = jax.lax.stop_gradient
+        value, learned = tally.control, tally.square
+        for score in scores.values():
+            if score.control is not None:
+                value = value + jnp.sum(score.control)
+            if score.learned is not None:
+                learned = learned + 0.5 * jnp.sum(score.learned**2)
+        for i, (cost, term) in enumerate(zip(costs, self.split.terms, strict=True)):
+            rises, free = [], []
+            for address, score in scores.items():
+                if address in term.sites:
+                    along = self.split.along(address)[i]
+                    rises.append(laid_along(score.rise, along, cost.ndim))
+                    if score.control is None:
+                        free.append(rises[-1])
+                    if score.learned is not None:
+                        sizes = score.learned.shape
+                        own = stop(gathered(cost, along, sizes))
+                        learned = learned - jnp.sum(own * score.learned)
+            if term.sites - self.split.apart:
+                rises.append(tally.score)
+                free.append(tally.free)
+                learned = learned - stop(jnp.sum(cost)) * tally.linear
+            value = value + jnp.sum(jnp.exp(sum(rises)) * cost if rises else cost)
+            if others is not None and free:
+                value = value - jnp.sum(others[i] * (jnp.exp(sum(free)) - 1))
+        return value, learned
 
     def terms(self) -> _Terms:
-        first = Surrogate(self.laws)
-        cost, tally, records = self.run(first, {})
-        listed = self._listed(first.supports, records)
+        first = self.surrogate()
+        costs, tally, records = self.run(first, {})
+        self.supports = supports = first.supports
+        listed = self._listed(supports, records)
         if not listed:
-            forked = self._forked(records, {})
-            return _Terms(*jax.tree.map(lambda x: x[None], (jnp.ones(()), cost, tally, forked)))
-        self.supports = first.supports
-        supports = [first.supports[a] for a, n in listed.items() for _ in range(n)]
-        rows = np.array(list(itertools.product(*map(np.arange, map(len, supports)))))
+            forked, scores = self._forked(records, {}), _scores(records)
+            found = _Terms(jnp.ones(()), costs, scores, tally, forked)
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
+        chosen_from = [supports[a] for a, n in listed.items() for _ in range(n)]
+        rows = np.array(list(itertools.product(*map(np.arange, map(len, chosen_from)))))
         values, start = {}, 0
         for address, number in listed.items():
-            chosen = first.supports[address][rows[:, start : start + number]]
+            chosen = supports[address][rows[:, start : start + number]]
             shape = self._elements(address, records)
             values[address] = jnp.asarray(chosen.reshape(len(rows), *shape, *chosen.shape[2:]))
             start += number
         return jax.vmap(lambda v: self._combination(v, records))(values)
 
-    def _combination(self, values: dict[str, Any], shared: Mapping[str, Record]) -> Any:
+    def _combination(self, values: dict[str, Any], shared: Mapping[str, Record]) -> _Terms:
         known = {a: Known(v, listed=True) for a, v in values.items()}
         known |= self._shared(shared, frozenset(values), known)
-        cost, tally, records = self.run(Surrogate(self.laws, "listed/"), known)
+        costs, tally, records = self.run(self.surrogate("listed/"), known)
         chance = self._chance(records, values)
-        cost = _possible(chance, cost)
-        return _Terms(chance, cost, tally, self._forked(records, values))
+        costs = [_possible(chance, cost) for cost in costs]
+        return _Terms(chance, costs, _scores(records), tally, self._forked(records, values))
 
     def _chance(self, records: Mapping[str, Record], listed: Mapping[str, Any]) -> Any:
         """Give the probability of the listed values; sites that are not there are listed too."""
@@ -258,15 +302,20 @@ class _Estimate:
             mask = jnp.arange(math.prod(shape)).reshape(shape) == element
             here = known[address]
             here = dataclasses.replace(here, mask=mask, override=value)
-            interpreter = Surrogate(self.laws, f"{address}/instead/", forks=False)
-            cost, _, found = self.run(interpreter, {**known, address: here}, frozen=True)
+            interpreter = self.surrogate(f"{address}/instead/", forks=False)
+            costs, _, found = self.run(interpreter, {**known, address: here}, frozen=True)
             chance = self._chance(found, listed)
-            return chance * _possible(chance, cost)
+            return chance * _possible(chance, sum(jnp.sum(x) for x in costs))
 
         over = jax.vmap(jax.vmap(cost, in_axes=(None, 0)), in_axes=(0, None))
         costs = over(jax.lax.stop_gradient(values), jnp.arange(math.prod(shape)))
         costs = jax.lax.stop_gradient(costs).reshape(coefficients.shape)
         return jnp.sum(coefficients * _possible(coefficients, costs))
+
+
+def _scores(records: Mapping[str, Record]) -> dict[str, Score]:
+    found = {a: getattr(r.value, "score", None) for a, r in records.items()}
+    return {a: score for a, score in found.items() if score is not None}
 
 
 def _possible(chance: Any, cost: Any) -> Any:

@@ -34,6 +34,7 @@ from ppl.inference.vi.draws import (
     same,
     scored,
     stopped,
+    tallied,
     wide,
 )
 from ppl.inference.vi.estimators import (
@@ -112,13 +113,24 @@ def site_estimator(site: Site, leaves: Any) -> Any:
 
 
 class Surrogate(Interpreter):
-    """Draw every site as its estimator wants, and add up what the scored ones need."""
+    """Draw every site as its estimator wants, and keep what the scored ones need.
+
+    Those in `apart` stand once, outside of loops and branches, and keep it by element; what the
+    others need is added up.
+    """
 
     name = "ppl.vi.expectation"
     unbounded, rebinds, weighs = False, True, True
 
-    def __init__(self, laws: dict[Any, int], prefix: str = "", *, forks: bool = True):
-        self.laws, self.prefix, self.forks = laws, prefix, forks
+    def __init__(
+        self,
+        laws: dict[Any, int],
+        apart: frozenset[str],
+        prefix: str = "",
+        *,
+        forks: bool = True,
+    ):
+        self.laws, self.apart, self.prefix, self.forks = laws, apart, prefix, forks
         self.supports: dict[str, Any] = {}
 
     def zero(self) -> Any:
@@ -163,7 +175,11 @@ class Surrogate(Interpreter):
         if known is not None and known.listed:
             kept = Drawn(value, law, probability=lanes(site, probability_of)(leaves, value))
         elif isinstance(estimator, Reinforce):
-            frame.add(scored(site, leaves, value, estimator))
+            score = scored(site, leaves, value, estimator)
+            if site.address in self.apart:
+                kept = kept._replace(score=score)
+            else:
+                frame.add(tallied(score))
         elif isinstance(estimator, Enum | MeasureValued):
             if not self.forks:
                 return value
