@@ -34,6 +34,8 @@ from ppl.staging import stage
 #: The most steps of one compiled call, the numbers drawn ahead in one for each lane, the seconds it
 #: should take.
 BLOCK, NUMBERS, SECONDS = 128, 2**14, 0.25
+#: A block this much shorter than `SECONDS` is made while rows of the one before are put away.
+SHORT = 5
 #: The nanoseconds of a step, as `cost` guesses them, below which it is compiled as a small one.
 SMALL = 2e5
 #: The rows that are brought into their final form at once.
@@ -249,6 +251,7 @@ class _Lanes:
         like = _like(state)
         self.block = block_length(loop, like, args)
         self.pace = self.block if in_step else 8
+        self.overlaps, self.next = False, None  # a block that has begun
         if loop.ahead is None:
             self.ahead = None
             step, (_, row) = _open(loop.step, (like,), args)
@@ -267,34 +270,52 @@ class _Lanes:
         return self.gather(self.state)
 
     def advance(self, total: int) -> None:
-        """Make one block of steps, of a length that suits the clock; no draw depends on it."""
+        """Make one block of steps, of a length that suits the clock; no draw depends on it.
+
+        Where blocks are short, the next one runs while the rows of this one are put away.
+        """
         if self.rows.least >= total:
             return
-        first = self.steps % self.block if self.ahead is not None else 0
-        count = min(self.pace, self.block - first, self._needed(total))
-        began = time.perf_counter()
-        state, outs = _block(
-            self.interpret, self.step, self.block, self._ahead(), self.state, self.key,
-            self.steps, count,
-        )  # fmt: skip
+        needed, began = self._needed(total), time.perf_counter()
+        begun, self.next = self.next, None
+        count, state, outs = begun or self._begin(self.state, self.steps, needed)
+        begun, error = None, None
+        if self.overlaps and count < needed:
+            try:
+                begun = self._begin(state, self.steps + count, needed - count)
+            except BaseException as found:  # of the next block: this one is kept first
+                error = found
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
         with undivided():
-            self.state, self.steps = state, self.steps + count
+            self.state, self.steps, self.next = state, self.steps + count, begun
             self.rows.add(None if self.loop.done is None else self.loop.done(outs), outs)
         if not self.in_step:  # with other processes, whose clocks differ
             # Short blocks for slow models, long ones for fast.
             pace = SECONDS / max(time.perf_counter() - began, 1e-6)
             self.pace = int(min(max(1, count * min(pace, 8.0)), self.block))
+            self.overlaps = pace > SHORT
+        if error is not None:
+            raise error
 
-    def _ahead(self) -> Any:
-        """Give what the present block of steps needs, which several calls may take to make."""
+    def _begin(self, state: Any, steps: int, needed: int) -> tuple[int, Any, Any]:
+        """Begin a block: its number of steps, the state after it and its rows, not waited for."""
+        first = steps % self.block if self.ahead is not None else 0
+        count = min(self.pace, self.block - first, needed)
+        state, outs = _block(
+            self.interpret, self.step, self.block, self._ahead(state, steps), state, self.key,
+            steps, count,
+        )  # fmt: skip
+        return count, state, outs
+
+    def _ahead(self, state: Any, steps: int) -> Any:
+        """Give what the block of a step needs, which several calls may take to make."""
         if self.ahead is None:
             return None
-        number = self.steps // self.block
+        number = steps // self.block
         if self.drawn is None or self.drawn[0] != number:
             self.drawn = None  # of two blocks only one is held
             make = _ahead if self.loop.done else _ahead_of_steps
-            self.drawn = number, make(self.interpret, self.ahead, self.state, number)
+            self.drawn = number, make(self.interpret, self.ahead, state, number)
         return self.drawn[1]
 
     def _needed(self, total: int) -> int:

@@ -136,9 +136,14 @@ def press_ctrl_c(monkeypatch, name, after):
     threading.current_thread() is not threading.main_thread(), reason="signals go to the main one"
 )
 @pytest.mark.parametrize("when", ["_block", "_same"])
-def test_nothing_is_torn_by_an_interruption(kind, monkeypatch, when):
-    """In the middle of a block, or when it was made and its rows are not yet noted."""
+@pytest.mark.parametrize("short", [suspended.SHORT, -1])
+def test_nothing_is_torn_by_an_interruption(kind, monkeypatch, when, short):
+    """In the middle of a block, or when it was made and its rows are not yet noted.
+
+    With every block taken for short, each is begun before the rows of the last are noted.
+    """
     whole = run(kind, 150)
+    monkeypatch.setattr(suspended, "SHORT", short)
     monkeypatch.setattr(suspended, "SECONDS", 0.0)  # blocks of one step
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, when, 140)
@@ -149,6 +154,36 @@ def test_nothing_is_torn_by_an_interruption(kind, monkeypatch, when):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert 0 < part.num_draws < 150
     np.testing.assert_array_equal(part["a"], whole["a"][:, : part.num_draws])
+    same(part.extend(150 - part.num_draws), whole)
+
+
+def test_a_short_block_begins_while_rows_are_put_away(kind, monkeypatch):
+    whole, order, block, rows = run(kind), [], suspended._block, suspended.Rows.add
+    monkeypatch.setattr(suspended, "SHORT", -1)
+    monkeypatch.setattr(suspended, "SECONDS", 0.0)  # blocks of one step, after the first
+    monkeypatch.setattr(suspended, "_block", lambda *args: (order.append("begun"), block(*args))[1])
+    noted = lambda *args: (order.append("noted"), rows(*args))[1]  # noqa: E731
+    monkeypatch.setattr(suspended.Rows, "add", noted)
+    same(run(kind), whole)
+    # The first block, after which the clock says that blocks are short, and then one ahead.
+    assert order[:6] == ["begun", "noted", "begun", "begun", "noted", "begun"]
+
+
+def test_a_mistake_in_the_next_block_costs_no_rows(kind, monkeypatch):
+    whole, begin, calls = run(kind, 150), suspended._Lanes._begin, []
+
+    def failing(self, *args):
+        calls.append(args)
+        if len(calls) == 120:
+            raise KeyboardInterrupt
+        return begin(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suspended, "SHORT", -1)
+        patch.setattr(suspended, "SECONDS", 0.0)
+        patch.setattr(suspended._Lanes, "_begin", failing)
+        part = run(kind, 150)
+    assert part.underway.lanes.steps == 8 + 118  # all blocks that had begun
     same(part.extend(150 - part.num_draws), whole)
 
 

@@ -279,7 +279,7 @@ def _back(underway: Any, state: Any, made: int) -> Any:
     underway, old = copy.copy(underway), underway.lanes
     underway.checkpoint = None  # it is that of the fit that went on
     underway.lanes = lanes = copy.copy(old)
-    lanes.state, lanes.steps = state, made
+    lanes.state, lanes.steps, lanes.next = state, made, None
     lanes.rows = Rows(0, 1)
     lanes.rows.add(None, old.rows.take(made))
     return underway
