@@ -89,12 +89,16 @@ def test_the_whole_study_on_a_table(tmp_path, monkeypatch):
     text = (tmp_path / "results.txt").read_text()
     assert all(name in text for name in scaling.METHODS)
     assert "FAILS" in text  # nothing is above anything
-    begun = scaling.saved(tmp_path, [1, 4, 8], [1.0])
-    assert begun == right
+    begun, kept = scaling.saved(tmp_path, [1, 4, 8], [1.0])
+    assert (begun, kept) == (right, {})
+    assert scaling.saved(tmp_path, [4], [2.0]) == ({}, right)  # another noise is added to it
     monkeypatch.setattr(scaling.Bench, "draw", None)  # all is there: nothing is drawn
     assert scaling.study(model, 2, [1, 4, 8], [1.0], together=2, begun=begun) == right
-    with pytest.raises(SystemExit, match="other numbers or noises"):
-        scaling.saved(tmp_path, [1, 4, 8], [2.0])
+    with pytest.raises(SystemExit, match="other numbers of runs"):
+        scaling.saved(tmp_path, [1, 4], [1.0])
+    both = {**right, **{(m, n, 2.0): f for (m, n, _), f in right.items() if n > 1}}
+    assert [scaling.numbers_of(both, s) for s in scaling.noises_of(both)] == [[1, 4, 8], [4, 8]]
+    assert scaling.table(both).count("self-consistency") == 2
 
 
 def test_a_steered_sentence_is_judged():
