@@ -78,13 +78,18 @@ class Split:
         return found
 
     def _terms(self, out: Any) -> list[Term]:
-        """Go back from the output through sums and what is linear."""
+        """Go back from the output through sums and what is linear.
+
+        What is read twice is a term: opened on every way to it, terms could be more than equations.
+        """
         made = {v: e for e in self._jaxpr.eqns for v in e.outvars}
+        reads = Counter(v for e in self._jaxpr.eqns for v in _jax.variables(e.invars))
         found: list[Term] = []
         todo: list[tuple[Any, tuple[tuple[str, Any], ...]]] = [(out, ())]
         while todo:
             atom, scales = todo.pop()
-            eqn = None if isinstance(atom, _jax.Literal) else made.get(atom)
+            known = isinstance(atom, _jax.Literal) or reads[atom] > 1
+            eqn = None if known else made.get(atom)
             opened = None if eqn is None else self._linear(eqn)
             if opened is None:
                 found.append(Term(atom, scales, self._sites(atom)))

@@ -46,6 +46,20 @@ def test_terms_of_a_sum_and_their_lanes():
     assert found.along("b")[1] == (0,)
 
 
+def test_what_is_read_twice_is_not_opened():
+    """Else every step here would double the number of terms."""
+
+    @ppl.model
+    def cost(th):
+        x = jnp.sum(flips("a", th[0] * DATA) * DATA)
+        for _ in range(40):
+            x = x - 0.1 * x
+        return x
+
+    assert len(split(cost(jnp.asarray(AT))).terms) == 2
+    refuse_bias(cost, AT)
+
+
 @ppl.model
 def matrix(th):
     """Flips of two kinds of lanes; the last is a `vmap`."""
