@@ -262,7 +262,8 @@ class _Estimate:
     @property
     def trivial(self) -> bool:
         """Whether the estimate is a ratio of the guide's own auxiliaries alone."""
-        return self.method is None and self.number == 1
+        alone = self.method is None and self.number == 1
+        return alone or not self.backwards.latents
 
     def ratio(self, others: Choices) -> Scalar:
         """Weigh auxiliaries by the guide's density over that of the reverse."""

@@ -150,6 +150,24 @@ def test_gradients_are_unbiased(method):
     refuse_bias(objective, np.array([0.4, 0.5, -0.8]))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"method": METHODS["particles"]}, {"method": METHODS["chain"]}, {"num_particles": 3}],
+)
+def test_a_guide_without_auxiliaries_has_its_own_density(settings):
+    @ppl.model
+    def plain():
+        jax.lax.scan(
+            lambda _, y: (None, sample("x", B(sigmoid(y)))), None, jnp.arange(1.0 * LENGTH)
+        )
+
+    target, drawn = vi.marginal(program(), plain(), **settings)
+    assert set(target.latents) == set(drawn.latents) == {"x"}
+    bounds = [vi.elbo(target, drawn), vi.elbo(program(), plain())]
+    one, two = (ppl.enumerate(b).expect(lambda v: v) for b in bounds)
+    assert float(one) == pytest.approx(float(two), abs=1e-12)
+
+
 def test_a_kernel_that_is_not_invariant_is_found():
     @ppl.kernel
     def careless(trace):
