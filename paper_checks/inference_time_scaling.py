@@ -24,8 +24,8 @@ An interrupted run goes on from what it has written to the folder, and runs at o
 added there. What 200 problems gave is in `paper_checks/scaling/results` (noise 1 by
 `--numbers 1 4 16 --noises 1`, 77 minutes on two busy cores; noise 3 by `--numbers 4 16 --noises 3`,
 80 minutes beside other work). At noise 1, where the sign of a score is right for 98 % of the texts,
-searches that follow the last score alone (beam, as published) are above the filter; at noise 3, 75
-%, the filter, which adds up all scores and keeps several texts, is above all others.
+searches that follow the last score alone (beam, as published) are above the filter. At noise 3,
+where it is right for 75 %, the filter, which adds up all scores, is above all others.
 
 What is checked: that the particle filter is above best-of-n at the largest N by a paired test
 (one-sided sign test at 1e-3). Where beams win, and where noise breaks them, is reported.

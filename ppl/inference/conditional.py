@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ppl._types import Choices, pytree, static
+from ppl._types import Choices, Scalar, pytree, static
 from ppl.context import current_context
 from ppl.errors import ArgumentError, UnsupportedError, at, check_addresses, message, named_keywords
 from ppl.inference.particles import Cloud, Place, Run, Strategy, choose_cloud, select_cloud
@@ -29,7 +29,6 @@ from ppl.primitives import Site, log_prob, sample_p, with_operand
 from ppl.program import Program
 from ppl.resampling import MultinomialResampling, Resampling
 from ppl.semantics.handlers import condition
-from ppl.semantics.population import Population
 from ppl.semantics.weighted import Recording, Trace, trace_of
 from ppl.statements import sample, scope
 
@@ -145,17 +144,17 @@ class ConditionalSMC(TraceKernel):
                 choices = {a: x[last] for a, x in population.choices.items()}
         return trace.with_choices(choices)
 
-    def around(self, program: Program, choices: Choices) -> Population:
-        """Run the particles around given choices of all latents of a program.
+    def log_mass(self, program: Program, choices: Choices) -> Scalar:
+        """Estimate the log mass of a program by particles around given choices of all its latents.
 
-        Where these are drawn from its normalised measure, the reciprocal of the estimated evidence
-        is unbiased. No draw stands in a branch: ancestors are drawn whether or not they are needed.
+        Where these are drawn from its normalised measure, the reciprocal of the estimated mass is
+        unbiased. No draw stands in a branch: ancestors are drawn whether or not they are needed.
         """
         given = _given(program, choices, trace_of(program, choices).present)
         with scope("particles"):
             strategy = self.strategy(current_context().prefix)
             strategy.always_drawn = True
-            return Run(strategy, self.num_particles).program(program, given)
+            return Run(strategy, self.num_particles).program(program, given).log_evidence
 
     def strategy(self, prefix: str) -> Conditional:
         """Say how the particles are resampled, and what they draw."""

@@ -277,17 +277,17 @@ class _Lanes:
         if self.rows.least >= total:
             return
         needed, began = self._needed(total), time.perf_counter()
-        begun, self.next = self.next, None
-        count, state, outs = begun or self._begin(self.state, self.steps, needed)
-        begun, error = None, None
+        present, self.next = self.next, None
+        count, state, outs = present or self._begin(self.state, self.steps, needed)
+        following, error = None, None
         if self.overlaps and count < needed:
             try:
-                begun = self._begin(state, self.steps + count, needed - count)
+                following = self._begin(state, self.steps + count, needed - count)
             except BaseException as found:  # of the next block: this one is kept first
                 error = found
         outs = jax.tree.map(lambda x: np.asarray(x)[:count], self.gather(outs))
         with undivided():
-            self.state, self.steps, self.next = state, self.steps + count, begun
+            self.state, self.steps, self.next = state, self.steps + count, following
             self.rows.add(None if self.loop.done is None else self.loop.done(outs), outs)
         if not self.in_step:  # with other processes, whose clocks differ
             # Short blocks for slow models, long ones for fast.

@@ -20,7 +20,7 @@ from ppl.context import context, current_context
 from ppl.counts import count
 from ppl.errors import AddressError, ArgumentError, message, named_keywords
 from ppl.inference.importance import importance
-from ppl.inference.vi.meta import Method, log_mass, require_method
+from ppl.inference.vi.meta import Method, require_method
 from ppl.inference.vi.objective import at_params
 from ppl.interpreter import Frame, Interpreter, evaluate
 from ppl.primitives import Site, bind, value_of
@@ -280,7 +280,8 @@ class _Estimate:
             posterior = condition(self.guide, self.own)
             if self.proposed:
                 posterior = guided(posterior, self.backwards, operation="vi.marginal")
-            return log_mass(self.method, posterior, others)
+            with scope("others"):
+                return self.method.log_mass(posterior, others)
 
         def one(_: Any) -> Any:
             return _inlined(self.backwards, latents_only=True)[1]

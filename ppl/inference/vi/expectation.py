@@ -314,8 +314,7 @@ class _Estimate:
 
 
 def _scores(records: Mapping[str, Record]) -> dict[str, Score]:
-    found = {a: getattr(r.value, "score", None) for a, r in records.items()}
-    return {a: score for a, score in found.items() if score is not None}
+    return {a: r.value.score for a, r in records.items() if r.value.score is not None}
 
 
 def _possible(chance: Any, cost: Any) -> Any:

@@ -23,7 +23,6 @@ from ppl.program import Program
 from ppl.semantics.kernel import Kernel
 from ppl.semantics.tempering import Tempered, schedule
 from ppl.semantics.weighted import trace_of
-from ppl.statements import scope
 
 
 @pytree
@@ -85,17 +84,9 @@ def annealing(kernel: Kernel, temperatures: ArrayLike, num_moves: int = 1) -> An
 Method = Annealing | ConditionalSMC
 
 
-def log_mass(method: Method, posterior: Program, choices: Choices) -> Scalar:
-    """Estimate the log mass of a program by a method that goes around the given choices."""
-    with scope("others"):
-        if isinstance(method, Annealing):
-            return method.log_mass(posterior, choices)
-        return method.around(posterior, choices).log_evidence
-
-
 def require_method(method: Any) -> None:
     """Raise if this cannot estimate a guide's density."""
-    if not isinstance(method, Annealing | ConditionalSMC):
+    if not isinstance(method, Method):
         raise ArgumentError(
             message(
                 f"vi.marginal got method={method!r}",

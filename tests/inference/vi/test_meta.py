@@ -179,20 +179,23 @@ def test_a_kernel_that_is_not_invariant_is_found():
 
 
 def test_methods_of_functions_of_parameters():
-    """An objective with particles is fitted, and better than without."""
-
-    def fitted(**settings):
-        parts = vi.marginal(
-            lambda p: program(p["th"]),
-            vi.guide(lambda p: guide(p["ph"]), {"th": jnp.array(0.4), "ph": jnp.zeros(2)}),
-            **settings,
-        )
-        return vi.elbo(*parts)
-
-    objective = fitted(method=METHODS["particles"])
+    """The objective is, at any parameters, that of the pair there; and it can be fitted."""
+    params = {"th": jnp.array(0.4), "ph": jnp.array([0.5, -0.8])}
+    parts = vi.marginal(
+        lambda p: program(p["th"]),
+        vi.guide(lambda p: guide(p["ph"]), params),
+        lambda choices, p: reverse(choices["x"]),
+        method=METHODS["particles"],
+    )
+    objective = vi.elbo(*parts)
     assert set(objective.params) == {"th", "ph"}
+    there = {"th": jnp.array(-0.2), "ph": jnp.array([0.1, 0.3])}
+    right = vi.elbo(*pair(METHODS["particles"], proposed=True, **there))
+    assert ppl.check.equal(objective(there), right).passed
+    assert not ppl.check.equal(objective(params), right).passed
     found = ppl.run(vi.fit(objective, num_steps=3), 0)
     assert np.all(np.isfinite(found.values))
+    assert not np.allclose(found.params["th"], params["th"])
 
 
 # --- Populations for `normalize` ------------------------------------------------------------------
