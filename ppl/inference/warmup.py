@@ -14,8 +14,11 @@ from jaxtyping import Array, Float
 
 from ppl.inference.metric import LowRank, Metric
 
-#: Dual averaging: how fast old errors are forgotten, and how strongly they pull.
-_FORGET, _PULL, _DELAY = 0.75, 0.05, 10.0
+#: Dual averaging: how fast old errors are forgotten, and how weakly they pull, at first and once
+#: the metric is fixed. Steps that swing accept less than their average does: swinging as widely to
+#: the end, they would average to one that is accepted too often, and is too short.
+_FORGET, _DELAY = 0.75, 10.0
+_SWINGING, _CALM = 0.05, 0.2
 #: The parts of the warmup after which windows are long, and after which the metric is fixed.
 _EARLY, _FIXED = 0.3, 0.85
 #: After how many draws an old window is dropped, early and late.
@@ -197,7 +200,8 @@ def update(
     if step_size:
         # In the last part the metric is fixed: the average step belongs to it alone.
         settled = index >= int(_FIXED * num_warmup)
-        known = _stepped(known, settled & (known.settled == 0), acceptance, target)
+        pull = jnp.where(settled, _CALM, _SWINGING)
+        known = _stepped(known, settled & (known.settled == 0), acceptance, target, pull)
         known = known._replace(settled=jnp.where(settled, 1.0, known.settled))
         last = index + 1 == num_warmup
         step = jnp.where(last, known.mean_log_step, known.log_step)
@@ -317,13 +321,13 @@ def _power(matrix: Any, exponent: float) -> Any:
     return (vectors * values**exponent) @ vectors.T
 
 
-def _stepped(known: Warmup, again: Any, acceptance: Any, target: Any) -> Warmup:
-    centre = jnp.where(again, known.log_step, known.centre)
+def _stepped(known: Warmup, again: Any, acceptance: Any, target: Any, pull: Any) -> Warmup:
+    centre = jnp.where(again, known.mean_log_step, known.centre)
     count = jnp.where(again, 0.0, known.updates) + 1
     error = jnp.where(again, 0.0, known.error)
     rate = 1 / (count + _DELAY)
     error = (1 - rate) * error + rate * (target - acceptance)
-    log_step = centre - jnp.sqrt(count) / _PULL * error
+    log_step = centre - jnp.sqrt(count) / pull * error
     weight = count**-_FORGET
     mean = weight * log_step + (1 - weight) * jnp.where(again, log_step, known.mean_log_step)
     return known._replace(
