@@ -7,9 +7,12 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+
+from ppl import _jax
 
 _raised: list[BaseException] = []
 _used: list[bool] = []
@@ -68,3 +71,26 @@ def undivided(held: bool = True) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if came:
         handler(*came[0])
+
+
+def beside(number: int) -> Callable[..., Any]:
+    """Give what calls a function in another thread, with JAX's settings of this one, and waits.
+
+    JAX runs what one thread asks for in turn, and what several ask for side by side.
+
+    Args:
+        number: of the thread; 0 is the one that calls.
+    """
+    if not number:
+        return lambda fun, *args: fun(*args)
+
+    def call(fun: Callable[..., Any], *args: Any) -> Any:
+        with undivided():  # an interrupt of this thread alone would leave the other at work
+            return _thread(number).submit(_jax.with_settings(fun), *args).result()
+
+    return call
+
+
+@functools.cache
+def _thread(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, f"ppl-{number}")

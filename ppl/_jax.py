@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import compiler as _compiler
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import effects as _effects
 from jax.extend import random as _random
@@ -58,6 +59,7 @@ __all__ = [
     "threefry_with",
     "variables",
     "vmap_in_rule",
+    "with_settings",
     "zero_tangent",
 ]
 
@@ -106,7 +108,7 @@ _compiler.get_compile_options = _with_extra(_compiler.get_compile_options)
 
 #: What tells XLA on a CPU to make one function of a loop whose body touches fewer bytes than this:
 #: else each operation of the body is called by itself, which takes longer than a small one does.
-WHOLE_LOOPS = {_EXTRA: "xla_cpu_small_while_loop_byte_threshold=1000000"}
+WHOLE_LOOPS = {_EXTRA: "xla_cpu_small_while_loop_byte_threshold=1000000000"}
 
 
 class Probabilistic(_effects.Effect):
@@ -334,11 +336,14 @@ def threefry_bits(words: Any, width: int, shape: tuple[int, ...]) -> Any:
     return _random.threefry_prng_impl.random_bits(words, width, shape)
 
 
-def threefry_with(random_bits: Callable[..., Any], *, name: str, tag: str) -> Any:
-    """Define a generator that is JAX's default but for how it computes bits."""
+def threefry_with(random_bits: Callable[..., Any], *, name: str, tag: str, words: int = 2) -> Any:
+    """Define a generator that is JAX's default but for how it computes bits.
+
+    One whose keys have more than two words has no keys but those that are made of words.
+    """
     base = _random.threefry_prng_impl
     return _random.define_prng_impl(
-        key_shape=base.key_shape,
+        key_shape=(words,),
         seed=base.seed,
         split=base.split,
         fold_in=base.fold_in,
@@ -372,3 +377,26 @@ def is_staging() -> bool:
 def belongs_to(value: Any, traces: Sequence[Any]) -> bool:
     """Tell whether a traced value belongs to one of the traces."""
     return any(value._trace is trace for trace in traces)
+
+
+def with_settings(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function that has JAX's settings of this thread in another, which has none."""
+    known = [*_config.config_states.values(), *_CONTEXTS]
+    here = [(c, x) for c in known if (x := c.get_local()) is not _config.config_ext.unset]
+
+    def called(*args: Any) -> Any:
+        before = [(c, c.swap_local(x)) for c, x in here]
+        try:
+            return fun(*args)
+        finally:
+            for c, x in before:
+                c.set_local(x)
+
+    return called
+
+
+_CONTEXTS = [
+    c
+    for c in vars(_config).values()
+    if isinstance(c, _config.config_ext.Config) and not isinstance(c, _config.State)
+]

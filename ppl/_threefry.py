@@ -41,11 +41,43 @@ def _bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
     size = math.prod(shape)
     if width not in (32, 64) or not LEAST <= size < 2**32:
         return _jax.threefry_bits(key, width, shape)
-    counts = jax.lax.iota(np.uint32, size).reshape(shape)
-    one, two = _hash(key[0], key[1], jnp.zeros_like(counts), counts)
+    return _counted(key, np.uint32(0), width, shape)
+
+
+def _counted(key: Any, high: Any, width: int, shape: tuple[int, ...]) -> Any:
+    """Hash as many 64-bit counters as there are elements, of one upper half."""
+    low = jax.lax.iota(np.uint32, math.prod(shape)).reshape(shape)
+    one, two = _hash(key[0], key[1], jnp.zeros_like(low) + high, low)
     if width == 32:
         return one ^ two
     return (one.astype(np.uint64) << np.uint64(32)) | two.astype(np.uint64)
+
+
+def rows(key: Any, numbers: Any) -> Any:
+    """Make of a key many that are cheap: three words for each number, which `row_key` makes a key.
+
+    What one draws depends on its number, and neither on the others nor on their count.
+
+    Args:
+        key: of JAX's default generator.
+        numbers: from 0, fewer than 2 ** 32.
+    """
+    number = jnp.asarray(numbers).astype(np.uint32)[..., None]
+    words = jnp.broadcast_to(jax.random.key_data(key), (*number.shape[:-1], 2))
+    return jnp.concatenate([words, number], -1)
+
+
+def row_key(words: Any) -> Any:
+    """Make three words of `rows` a key: it draws, and no keys are made of it."""
+    return jax.random.wrap_key_data(words, impl=_rowed())
+
+
+@functools.cache
+def _rowed() -> Any:
+    def bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
+        return _counted(key, key[2], width, shape)
+
+    return _jax.threefry_with(bits, name="threefry2x32 by rows", tag="pplrow", words=3)
 
 
 def _hash(key0: Any, key1: Any, x: Any, y: Any) -> tuple[Any, Any]:

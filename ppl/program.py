@@ -41,6 +41,8 @@ class Loop:
 
     `lean(*args)` gives the arguments without what only `init`, `check` and `finish` read.
     `hand(value, underway, *args)` gives the value of a run on the host the means to go on.
+    `alone` tells that the lanes of a flat loop know nothing of one another, and that they stand on
+    the first axis of all arrays of the state: each may have a loop of its own.
     """
 
     init: Callable[..., Any]
@@ -56,6 +58,7 @@ class Loop:
     done: Callable[..., Any] | None = None
     lean: Callable[..., Any] = lambda *args: args
     hand: Callable[..., Any] | None = None
+    alone: bool = False
 
 
 class Structure:

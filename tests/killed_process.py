@@ -14,7 +14,7 @@ import numpy as np
 
 import ppl  # forking is fine as long as nothing was computed
 import ppl.distributions as dist
-from ppl.semantics import suspended
+from ppl.semantics import lanes, suspended
 from tests.stopping import forked, kill
 
 
@@ -36,7 +36,7 @@ def run(folder, kernel, name, cores, checkpoint=None):
     """Run chains on so many cores, and write their draws; a part after every step."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     ppl.enable_compilation_cache(str(folder / "cache"))
-    suspended.SAVE_EVERY = suspended.SECONDS = 0.0
+    suspended.SAVE_EVERY = lanes.SECONDS = 0.0
     y = np.array([0.3, -0.5, 1.2], np.float32)
     program = ppl.mcmc(normal(y), KERNELS[kernel](), 300, 10, 2)
     chains = ppl.run(program, 0, progress=False, checkpoint=checkpoint)

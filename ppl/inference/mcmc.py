@@ -95,7 +95,7 @@ def mcmc(
     if isinstance(kernel, FlatKernel) and kernel.addresses is None:
         space = unconstrain(program)  # refuses a discrete latent, and names it
         kernel.check(space, warmup, chains)
-        pieces = dataclasses.replace(_FLAT, done=kernel.flat_done)
+        pieces = dataclasses.replace(_FLAT, done=kernel.flat_done, alone=kernel.flat_alone)
     loop = dataclasses.replace(pieces, length=warmup + samples * thin, skip=warmup, thin=thin)
     setting = Setting(program, kernel, starts, chains, warmup, keep)
     return loop_program(f"mcmc({program.name})", loop, setting)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, UInt32
 
 from ppl import distributions as dist
-from ppl._threefry import faster
+from ppl._threefry import row_key, rows
 from ppl._types import PyTree, pytree, static
 from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
@@ -91,6 +92,29 @@ def nuts(
             )
         )
     return Nuts(step, mass, target, names, int(max_tree_depth), rank)
+
+
+class Leaves(NamedTuple):
+    """What leaves need whose momentum is not drawn yet: the words of its key, and uniform numbers.
+
+    Few leaves are the first of a trajectory. Where one chain is alone in its loop, only those draw.
+    """
+
+    momentum: UInt32[Array, "... 3"]
+    coins: Float[Array, "... 4"]
+
+    def noise(self, needed: Any, size: int) -> Noise:
+        """Draw a momentum, if one leaf needs it."""
+        kind = self.coins.dtype
+
+        def draw() -> Any:
+            return jax.random.normal(row_key(self.momentum), (size,), kind)
+
+        if needed is not True:
+            momentum = jax.lax.cond(needed, draw, lambda: jnp.zeros(size, kind))
+        else:
+            momentum = draw()
+        return noise(momentum, self.coins)
 
 
 class State(NamedTuple):
@@ -204,6 +228,11 @@ class Nuts(FlatKernel):
 
     # --- As one flat loop, for chains in unconstrained space, on the first axis of the state ---
 
+    @property
+    def flat_alone(self) -> bool:
+        """Whether chains never learn from one another: they do not."""
+        return True
+
     def flat_start(self, gradient: Any, position: Any, seed: Any) -> State:
         """Put chains at their positions.
 
@@ -221,25 +250,30 @@ class Nuts(FlatKernel):
 
         return State(*jax.vmap(one)(position), jnp.zeros(len(position), int), seed)
 
-    def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
+    def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise | Leaves:
         """Make what a number of leaves need, of shape (leaf, chain, *)."""
+        kind = jnp.result_type(float)
+        number = block * count + jnp.arange(count)
 
-        def one(seed: Any) -> Any:
-            key = faster(jax.random.fold_in(dist.Seed.key(seed), block))
-            kind = jnp.result_type(float)
-            momentum = jax.random.normal(jax.random.fold_in(key, 0), (count, size), kind)
-            coins = jax.random.uniform(jax.random.fold_in(key, 1), (count, 4), kind)
-            return momentum, coins
+        def one(seed: Any) -> Leaves:
+            key = dist.Seed.key(seed)
+            momentum, coins = (rows(jax.random.fold_in(key, i), number) for i in (0, 1))
+            uniform = jax.vmap(lambda words: jax.random.uniform(row_key(words), (4,), kind))
+            return Leaves(momentum, uniform(coins))
 
-        momentum, coins = jax.vmap(one, out_axes=1)(seed)
-        return jax.vmap(jax.vmap(noise))(momentum, coins)
+        leaves = jax.vmap(one, out_axes=1)(seed)
+        if len(seed) == 1:
+            return leaves
+        return jax.vmap(jax.vmap(lambda leaf: leaf.noise(True, size)))(leaves)
 
-    def flat_step(self, gradient: Any, state: State, noise: Noise, num_warmup: int) -> Any:
+    def flat_step(self, gradient: Any, state: State, noise: Noise | Leaves, num_warmup: int) -> Any:
         """Grow every chain's trajectory by a leaf."""
         known = state.warmup
 
-        def one(old: Trajectory, known: Packed, noise: Noise) -> tuple[Trajectory, Any]:
-            grown = grow(gradient, old, known.step_size, known.inverse_mass, noise)
+        def one(old: Trajectory, known: Packed, drawn: Noise | Leaves) -> tuple[Trajectory, Any]:
+            if isinstance(drawn, Leaves):
+                drawn = drawn.noise(old.numbers.status > 0, old.sums.shape[1])
+            grown = grow(gradient, old, known.step_size, known.inverse_mass, drawn)
             n, here = grown.numbers, grown.here
             told = (
                 here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
@@ -247,7 +281,7 @@ class Nuts(FlatKernel):
             )  # fmt: skip
             return grown, (here.position, jnp.stack(told))
 
-        grown, out = jax.vmap(one)(state.trajectory, known, noise)
+        grown, out = _each(one, state.trajectory, known, noise)
         done = grown.numbers.status > 0
         if num_warmup:
             learning = done & (state.index < num_warmup)
@@ -277,7 +311,9 @@ class Nuts(FlatKernel):
 
     def flat_tuned(self, state: State) -> TraceKernel:
         """Give the kernel with the settings of the median chain."""
-        return typical(self, _unpacked(state.warmup))
+        # Of arrays on the host: nothing is compiled for it.
+        last = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, -1), state.warmup)
+        return typical(self, jax.tree.map(lambda x: np.moveaxis(x, -1, 0), last.known))
 
     def _warmup(self, place: Any) -> Warmup:
         mass = self.inverse_mass
@@ -299,8 +335,11 @@ class Nuts(FlatKernel):
         )
 
 
-#: In one call: of single operations, each would be compiled by itself.
-_unpacked = jax.jit(jax.vmap(lambda packed: packed.known))
+def _each(fun: Any, *trees: Any) -> Any:
+    """Map over chains. A single one needs no `vmap`, under which both sides of a branch run."""
+    if len(jax.tree.leaves(trees)[0]) > 1:
+        return jax.vmap(fun)(*trees)
+    return jax.tree.map(lambda x: x[None], fun(*jax.tree.map(lambda x: x[0], trees)))
 
 
 def _moved(tree: Any, source: int, target: int) -> Any:

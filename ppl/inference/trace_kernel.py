@@ -89,6 +89,11 @@ class FlatKernel(TraceKernel):
 
     addresses: tuple[str, ...] | None
 
+    @property
+    def flat_alone(self) -> bool:
+        """Whether chains never learn from one another: each may then have a loop of its own."""
+        return False
+
     def check(self, space: Unconstrained, num_warmup: int, num_chains: int) -> None:
         """Raise `ArgumentError` if the settings do not fit a program, or lack what nothing adapts.
 

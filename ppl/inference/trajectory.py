@@ -51,16 +51,17 @@ class Trajectory(NamedTuple):
 
     A place is one column: position, momentum, gradient, log density, log density of the phase.
     `moving` and `other` are the ends, `chosen` is drawn from the old half and `candidate` from the
-    leaves of the new one. `first` and `sums` belong to subtrees, first velocity and sum of momenta:
-    by depth, those that are growing; by depth, the same with the leaf before; and the whole.
+    leaves of the new one. `sums` are sums of momenta: over the old half, and over the new one.
+    `starts` tells of the leaves with which open subtrees start: the velocities there and at the
+    leaf before, and the sums over the new half up to, without, each of them.
     """
 
     moving: Float[Array, " place"]
     other: Float[Array, " place"]
     chosen: Float[Array, " place"]
     candidate: Float[Array, " place"]
-    first: Float[Array, "subtrees size"]
-    sums: Float[Array, "subtrees size"]
+    sums: Float[Array, "2 size"]
+    starts: Float[Array, "open 4 size"]
     packed: Float[Array, " numbers"]
 
     @property
@@ -71,7 +72,7 @@ class Trajectory(NamedTuple):
     @property
     def here(self) -> Place:
         """What was drawn from the trajectory."""
-        return _place(self.chosen, self.first.shape[1])
+        return _place(self.chosen, self.sums.shape[1])
 
 
 class Place(NamedTuple):
@@ -125,9 +126,10 @@ def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Traj
     """
     zero = jnp.zeros_like(log_density)
     place = Place(position, jnp.zeros_like(position), gradient, log_density, zero).column
-    rows = jnp.zeros((2 * max_depth + 1, len(position)), position.dtype)
+    sums = jnp.zeros((2, len(position)), position.dtype)
+    starts = jnp.zeros((max_depth + 1, 4, len(position)), position.dtype)
     numbers = jnp.stack(Numbers(*[zero] * 8, status=zero + 1))
-    return Trajectory(place, place, place, place, rows, rows, numbers)
+    return Trajectory(place, place, place, place, sums, starts, numbers)
 
 
 def grow(
@@ -150,8 +152,8 @@ def grow(
     criterion is Stan's, with the checks across the middle of each subtree (version 2.21), made as
     soon as the middle is crossed.
     """
-    size, max_depth = old.first.shape[1], len(old.sums) // 2
-    kind = old.first.dtype
+    size, max_depth = old.sums.shape[1], len(old.starts) - 1
+    kind = old.sums.dtype
     ahead, after = noise.directions
     leaf_log, half_log = noise.logs
     again = old.numbers.status > 0
@@ -176,34 +178,26 @@ def grow(
     momentum = half + 0.5 * step * force
     speed = velocity(inverse_mass, momentum)
 
-    # The subtrees that start, or are complete or half complete, with this leaf.
+    # The U-turns of subtrees that are complete, or half complete, with this leaf.
     length = 1 << n.depth.astype(int)
     leaf = n.num_steps.astype(int) + 1 - length
-    sizes, whole, own = _rows(max_depth)
-    starts = (leaf & (sizes - 1)) == 0
-    kinds = jnp.where(whole, jnp.where(again, _BEGINS, _WHOLE), jnp.where(starts, own, _GROWS))
-    complete = ((leaf + 1) & (sizes - 1)) == 0
-    crossed = (leaf & (sizes - 1)) == sizes >> 1
-    second = ((leaf + 1) & (2 * sizes - 1)) == 0  # a second half, with the leaf before it
-    checked = jnp.where(own == _STARTS, (complete | crossed) & (sizes > 1), second) & ~whole
-    # What is computed once, here and below: XLA would compute it anew for every element.
-    kinds = jax.lax.optimization_barrier(kinds)[:, None]
-    two, end = (velocity(inverse_mass, p) for p in (before, _place(other, size).momentum))
-    first = jnp.where(
-        kinds == _GROWS,
-        old.first,
-        jnp.where(kinds == _STARTS, speed, jnp.where(kinds == _STARTS_BEFORE, two, end)),
-    )
-    grown = (kinds == _GROWS) | (kinds == _WHOLE)
-    sums = momentum + jnp.where(grown, old.sums, jnp.where(kinds == _STARTS, 0.0, before))
-    # A metric is symmetric: the velocities of the ends stand for that of the sum.
-    at_end = _dots(sums, speed)
-    turns = (_dots(first, sums) <= 0) | (at_end <= 0)
-    turning = jnp.any(turns & checked, 0)
-    crossing = jnp.where(leaf == 0, turns[-1], n.crossing > 0)
+    full, first = leaf + 1 == length, leaf == 0
+    kinetic = jnp.dot(momentum, speed)
+    old_sum = jnp.where(again, before, old.sums[0])
+    sofar = jnp.where(first, 0.0, old.sums[1])
+    sums = sofar + momentum
+    start = jnp.stack([speed, velocity(inverse_mass, before), sofar, sofar - before])
+    turning = _turning(old.starts, leaf, sums, speed)
+    half = jnp.where(first, start, old.starts[0])
 
-    # The smallest subtree is the leaf alone.
-    energy = density - 0.5 * at_end[0]
+    def whole() -> Any:
+        end = velocity(inverse_mass, _place(other, size).momentum)
+        return _turns(end, speed, old_sum + sums), _turns(half[1], speed, sums - half[3])
+
+    turned, half_turned = jax.lax.cond(first | full, whole, lambda: (first, first))
+    crossing = jnp.where(first, turned, n.crossing > 0)
+
+    energy = density - 0.5 * kinetic
     new = Place(position, momentum, force, density, energy).column
 
     # The choice among the leaves of the new half, and between the halves.
@@ -213,10 +207,9 @@ def grow(
     new_log_weight = jnp.logaddexp(n.new_log_weight, log_ratio)
     total = jnp.logaddexp(n.log_weight, new_log_weight)
     invalid = turning | diverging
-    full = leaf + 1 == length
     done = full & ~invalid
     depth = n.depth + done
-    turned = turns[-1] | turns[2 * max_depth - 1] | crossing
+    turned = turned | half_turned | crossing
     finished = invalid | (full & (turned | (depth == max_depth)))
     direction = jnp.where(full, after, n.direction)
     flags = [
@@ -229,13 +222,15 @@ def grow(
     word = jax.lax.optimization_barrier(word)
     take_leaf, take, swap, full = ((word >> k) & 1 == 1 for k in range(len(flags)))
     candidate = jnp.where(take_leaf, new, old.candidate)
+    # What is noted once all is known, and read, XLA can write in place.
+    starts = _noted(old.starts, start, leaf, ~finished)
     return Trajectory(
         moving=jnp.where(swap, other, new),
         other=jnp.where(swap, new, other),
         chosen=jnp.where(take, candidate, old.chosen),
         candidate=candidate,
-        first=first,
-        sums=sums,
+        sums=jnp.stack([jnp.where(done, old_sum + sums, old_sum), sums]),
+        starts=starts,
         packed=jnp.stack(
             Numbers(
                 log_weight=jnp.where(done, total, n.log_weight),
@@ -252,21 +247,45 @@ def grow(
     )
 
 
-def _dots(rows: Any, others: Any) -> Any:
-    """Multiply row by row: long ones as matrices, else added up one number after the other."""
-    if rows.shape[1] <= 32:
-        return jnp.sum(rows * others, 1)
-    return jnp.einsum("rs,rs->r" if others.ndim > 1 else "rs,s->r", rows, others)
+def _turns(start: Any, end: Any, momenta: Any) -> Any:
+    """Tell whether a piece makes a U-turn, from velocities at its ends and the sum of momenta."""
+    return (jnp.dot(start, momenta) <= 0) | (jnp.dot(end, momenta) <= 0)
 
 
-#: What becomes of a subtree at a leaf: it starts with it, or with the leaf before, or grows; the
-#: whole begins with the first leaf before, or goes on.
-_STARTS, _STARTS_BEFORE, _GROWS, _BEGINS, _WHOLE = range(5)
+# A subtree of 2 ** k leaves starts at a leaf whose number has k zeros at its end. Of the leaves
+# with which open subtrees start, each has one binary one more than that before: this is its row.
 
 
-def _rows(max_depth: int) -> tuple[Any, Any, Any]:
-    """Describe the rows of subtrees: sizes, which one is the whole, and with what they start."""
-    levels = [2**k for k in range(max_depth)]
-    sizes = jnp.asarray([*levels, *levels, 1], int)
-    row = jnp.arange(2 * max_depth + 1)
-    return sizes, row == 2 * max_depth, jnp.where(row < max_depth, _STARTS, _STARTS_BEFORE)
+def _turning(starts: Any, leaf: Any, sums: Any, speed: Any) -> Any:
+    """Tell whether a subtree makes a U-turn that ends with a leaf, or of which it is the middle.
+
+    Args:
+        starts: what is known of the leaves with which subtrees start.
+        leaf: its number in the new half.
+        sums: of the momenta of the new half.
+        speed: the velocity at the leaf.
+    """
+    ends = jax.lax.population_count(leaf & ~(leaf + 1))  # so many subtrees end with the leaf
+    even = (leaf & 1 == 0).astype(ends.dtype)
+    row = jax.lax.population_count(leaf >> 1) - even
+
+    def look(state: Any) -> Any:
+        k, _ = state
+        start = jax.lax.dynamic_index_in_dim(starts, row - k, keepdims=False)
+        at, before, past, past_before = start
+        # The subtree, up to here. Unless it is the largest, it is a second half, which with the
+        # leaf before it is another piece that must not turn.
+        turning = _turns(at, speed, sums - past)
+        return k + 1, turning | ((k + 1 < ends) & _turns(before, speed, sums - past_before))
+
+    # An even leaf is the middle of one subtree; the first of none.
+    count = jnp.where(leaf > 0, jnp.maximum(ends, even), 0)
+    begin = jnp.zeros_like(count), count < 0
+    return jax.lax.while_loop(lambda s: (s[0] < count) & ~s[1], look, begin)[1]
+
+
+def _noted(starts: Any, start: Any, leaf: Any, needed: Any) -> Any:
+    """Note a leaf, if it is one with which subtrees start; of the others the last row is kept."""
+    row = jax.lax.population_count(leaf >> 1)
+    row = jnp.where(needed & (leaf & 1 == 0), row, len(starts) - 1)
+    return jax.lax.dynamic_update_index_in_dim(starts, start, row, 0)

@@ -30,9 +30,11 @@ class Checkpoint:
     again, bit for bit.
     """
 
-    def __init__(self, path: str, program: Program, key: Any, interpret: Callable[..., Any]):
+    def __init__(
+        self, path: str, program: Program, key: Any, interpret: Callable[..., Any], groups: int
+    ):
         self.path = Path(path)
-        self.mark = _mark(interpret, program, key)
+        self.mark = _mark(interpret, program, key, groups)
         self.count = 0
 
     def load(self) -> list[dict[str, Any]]:
@@ -170,7 +172,7 @@ def _listed(arrays: Any) -> list[Any]:
 
 
 _FOLDER = "a folder, or a path where nothing is"
-_THIS_RUN = "the run that the checkpoint was written by: program, data, settings and key"
+_THIS_RUN = "the run that wrote the checkpoint: program, data, settings, key and kind of device"
 
 
 def _refusal(path: Path, found: str, needs: str) -> ArgumentError:
@@ -184,14 +186,14 @@ def _refusal(path: Path, found: str, needs: str) -> ArgumentError:
     )
 
 
-def _mark(interpret: Callable[..., Any], program: Program, key: Any) -> str:
-    """Tell one run from another: by the computation, with all data, and the key.
+def _mark(interpret: Callable[..., Any], program: Program, key: Any, groups: int = 1) -> str:
+    """Tell one run from another: by the computation, with all data, the key, and groups of lanes.
 
     The computation is what JAX hands to the compiler. The text of a jaxpr is no mark of it: the
     order of a distribution's parameters there differs from process to process.
     """
     lowered = jax.jit(functools.partial(_whole, interpret)).lower(program, key)
-    found = hashlib.sha256(f"{program.name} {lowered.as_text()}".encode())
+    found = hashlib.sha256(f"{program.name} {groups} {lowered.as_text()}".encode())
     for x in (*program.args, key):
         found.update(f"{x.dtype} {x.shape}".encode())
         x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

@@ -1,4 +1,7 @@
-"""What a jaxpr costs, guessed from its shapes: whether it is worth stopping, or compiling well."""
+"""What a jaxpr costs, guessed from its shapes: whether it is worth stopping, or compiling well.
+
+And whether several may run side by side.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,40 @@ def cost_of(eqn: Any) -> float:
             return 2e7
         case _:
             return 100 + (20 if eqn.primitive is sample_p else 1) * size
+
+
+#: What calls a library that may divide its work among the threads that run the computation, and
+#: wait for them: enough of those calls at a time, and nobody is left to be waited for.
+_WAITING = frozenset(
+    [
+        "cholesky",
+        "cholesky_update",
+        "conv_general_dilated",
+        "eig",
+        "eigh",
+        "fft",
+        "ffi_call",
+        "geqp3",
+        "geqrf",
+        "hessenberg",
+        "householder_product",
+        "lu",
+        "schur",
+        "svd",
+        "symmetric_product",
+        "triangular_solve",
+        "tridiagonal",
+        "tridiagonal_solve",
+    ]
+)
+
+
+def waits(jaxpr: Any) -> bool:
+    """Tell whether a jaxpr has operations that wait for other threads, or for Python."""
+    return any(
+        (name := eqn.primitive.name) in _WAITING
+        or "callback" in name
+        or "custom_call" in name
+        or any(map(waits, _jax.subjaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )

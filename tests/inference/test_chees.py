@@ -20,7 +20,7 @@ from ppl.inference.lockstep import Move, Place, follow, lengths, num_steps
 from ppl.inference.trace_kernel import accepted
 from ppl.inference.warmup import Moments
 from ppl.results.diagnostics import ess, mcse
-from ppl.semantics import suspended
+from ppl.semantics import lanes, suspended
 from tests.compiling import compilations
 from tests.zoo import (
     COUNTS,
@@ -299,8 +299,8 @@ def test_extended_and_resumed_runs_are_the_same(tmp_path, monkeypatch):
     whole = run(program, kernel, 60, 40, 8)
     same(run(program, kernel, 25, 40, 8).extend(35), whole)
     monkeypatch.setattr(suspended, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(suspended, "SECONDS", 0.0)
-    path, advance, left = str(tmp_path / "c"), suspended._Lanes.advance, [30]
+    monkeypatch.setattr(lanes, "SECONDS", 0.0)
+    path, advance, left = str(tmp_path / "c"), lanes.Lanes.advance, [30]
 
     def interrupted(self, total):
         left[0] -= 1
@@ -308,7 +308,7 @@ def test_extended_and_resumed_runs_are_the_same(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return advance(self, total)
 
-    monkeypatch.setattr(suspended._Lanes, "advance", interrupted)
+    monkeypatch.setattr(lanes.Lanes, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):  # in the warmup
         run(program, kernel, 60, 40, 8, checkpoint=path)
     same(run(program, kernel, 60, 40, 8, checkpoint=path), whole)

@@ -20,7 +20,7 @@ import pytest
 
 import ppl
 from ppl.results.diagnostics import mcse, rhat
-from ppl.semantics import suspended
+from ppl.semantics import blocks
 from tests.posteriordb.formulas import FORMULAS, student_reference
 from tests.posteriordb.models import POSTERIORS, entry, gather
 
@@ -122,10 +122,10 @@ def test_unconstrained_space_has_the_dimension_and_round_trips(
         assert np.all(np.isfinite(x))
 
 
-# `tests/conftest.py` has everything compiled fast, at level 0. This is `suspended._block`, the loop
+# `tests/conftest.py` has everything compiled fast, at level 0. This is `blocks._block`, the loop
 # over the steps, at XLA's own level, as users have it.
-_BLOCK = suspended._compiled(
-    suspended._block_impl,
+_BLOCK = blocks._compiled(
+    blocks._block_impl,
     (0, 2),
     xla_cpu_enable_concurrency_optimized_scheduler=False,
     xla_backend_optimization_level=3,
@@ -135,7 +135,7 @@ _BLOCK = suspended._compiled(
 def fit(name: str, data: Any, key: int) -> ppl.Chains:
     posterior = POSTERIORS[name]
     kernel = ppl.kernels.nuts(**posterior.settings)
-    patch = unittest.mock.patch.object(suspended, "_block", _BLOCK)
+    patch = unittest.mock.patch.object(blocks, "_block", lambda whole, *args: _BLOCK(*args))
     block = patch if posterior.long else contextlib.nullcontext()
     with block, jax.enable_x64(posterior.x64):
         program, num = posterior.program(data), posterior.num_samples

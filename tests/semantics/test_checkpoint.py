@@ -15,7 +15,7 @@ import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, ResultError
 from ppl.results import storage
-from ppl.semantics import suspended
+from ppl.semantics import lanes, suspended
 from tests.stopping import Pressed
 
 Y = np.array([0.3, -0.5, 1.2], np.float32)
@@ -62,7 +62,7 @@ def whole(kind):
 def often(monkeypatch):
     """Write a part after every block, and make blocks short."""
     monkeypatch.setattr(suspended, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(suspended, "SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "SECONDS", 0.0)
 
 
 def interrupted(monkeypatch, after, kind, path, **options):

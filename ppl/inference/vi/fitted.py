@@ -20,6 +20,7 @@ from ppl.program import Program
 from ppl.results.pareto import pareto_smooth, reliable_k
 from ppl.results.table import Summary
 from ppl.semantics.guided import guided
+from ppl.semantics.lanes import Groups
 from ppl.semantics.rows import Rows
 from ppl.semantics.weighted import Trace, sample_traces
 
@@ -276,9 +277,10 @@ def part(objective: Any, name: str, params: PyTree) -> Program:
 
 def _back(underway: Any, state: Any, made: int) -> Any:
     """Give the fit under way as it was after so many steps."""
-    underway, old = copy.copy(underway), underway.lanes
+    underway, (old,) = copy.copy(underway), underway.lanes.groups
     underway.checkpoint = None  # it is that of the fit that went on
-    underway.lanes = lanes = copy.copy(old)
+    lanes = copy.copy(old)
+    underway.lanes = Groups([lanes])
     lanes.state, lanes.steps, lanes.next = state, made, None
     lanes.rows = Rows(0, 1)
     lanes.rows.add(None, old.rows.take(made))

@@ -20,7 +20,7 @@ from ppl.inference.vi import ahead, elbo
 from ppl.inference.vi.fit import fit
 from ppl.inference.vi.optimizers import as_optimizer
 from ppl.inference.vi.stopping import Plateau
-from ppl.semantics import suspended
+from ppl.semantics import blocks, lanes
 from tests.compiling import compilations
 
 
@@ -173,7 +173,7 @@ def test_blocks_and_progress_change_nothing(monkeypatch, capsys):
     program = fit(parabola, jnp.zeros(3), num_steps=60, maximize=False, optimizer=optax.sgd(0.05))
     same(ppl.run(program, 0, progress=True), whole)
     assert capsys.readouterr().err
-    monkeypatch.setattr(suspended, "SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "SECONDS", 0.0)
     same(noisy(), whole)
     assert not np.array_equal(noisy(key=1).values, whole.values)
 
@@ -194,7 +194,7 @@ def test_extending_is_running_longer(options):
 )
 def test_interrupted_and_taken_up_again(monkeypatch, tmp_path):
     path, whole = str(tmp_path / "fit"), noisy(90)
-    block, left = suspended._block, [50]
+    block, left = blocks._block, [50]
 
     def pressing(*args):
         left[0] -= 1
@@ -205,8 +205,8 @@ def test_interrupted_and_taken_up_again(monkeypatch, tmp_path):
 
     options = {"maximize": False, "optimizer": optax.sgd(0.05), "num_steps": 90}
     with monkeypatch.context() as patch:
-        patch.setattr(suspended, "SECONDS", 0.0)  # blocks of one step
-        patch.setattr(suspended, "_block", pressing)
+        patch.setattr(lanes, "SECONDS", 0.0)  # blocks of one step
+        patch.setattr(blocks, "_block", pressing)
         try:
             part = ppl.run(fit(parabola, jnp.zeros(3), **options), 0, checkpoint=path)
         except KeyboardInterrupt:  # it would end the tests
