@@ -24,6 +24,8 @@ from ppl.staging import stage
 
 #: The most steps of one compiled call, and the numbers drawn ahead in one for each lane.
 BLOCK, NUMBERS = 128, 2**14
+#: The bytes that the rows of one compiled call may take.
+ROOM = 2**24
 #: The nanoseconds of a step, as `cost` guesses them, below which it is compiled as a small one.
 SMALL = 2e5
 #: The rows that are brought into their final form at once.
@@ -47,6 +49,7 @@ class Pieces:
     """A loop's parts, staged for a state of certain shapes, and the calls that run them.
 
     `whole` tells to run a step in one thread, as others run in the others, however long it takes.
+    Numbers are drawn ahead for `length` steps, of which one call makes at most `room`.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class Pieces:
         emit = None if loop.emit is None else _open(loop.emit, (row,), args)[0]
         self._step, self._emit = place((step, emit))
         self.row = row
+        size = sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(row))
+        self.room = int(np.clip(ROOM // max(size, 1), 1, self.length))
 
     @property
     def draws_ahead(self) -> bool:
@@ -94,7 +99,7 @@ class Pieces:
             self.whole,
             self.interpret,
             self._step,
-            self.length,
+            (self.length, self.room),
             drawn,
             state,
             self.key,
@@ -193,7 +198,7 @@ _ahead_of_steps = _compiled(_ahead_impl, (0,), xla_backend_optimization_level=1,
 def _block_impl(
     interpret: Any,
     step: Program,
-    block: int,
+    sizes: tuple[int, int],
     drawn: Any,
     state: Any,
     key: Any,
@@ -201,7 +206,8 @@ def _block_impl(
     count: Any,
 ) -> Any:
     shapes = step.structure.shapes[1]
-    buffer = jax.tree.map(lambda s: jnp.zeros((block, *s.shape), s.dtype), shapes)
+    block, room = sizes
+    buffer = jax.tree.map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
     first = start % block
 
     def body(i: Any, carry: Any) -> Any:

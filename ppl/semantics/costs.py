@@ -56,6 +56,7 @@ _WAITING = frozenset(
         "hessenberg",
         "householder_product",
         "lu",
+        "qr",
         "schur",
         "svd",
         "symmetric_product",

@@ -55,7 +55,7 @@ class Lanes:
         loop = pieces.loop
         self.rows, self.steps = Rows(loop.skip, loop.thin), 0
         self.drawn: tuple[int, Any] | None = None  # of one block, by its number
-        self.pace = pieces.length if in_step else 8
+        self.pace = pieces.room if in_step else min(8, pieces.room)
         self.overlaps, self.seen = False, 0.0  # when the last rows came
         self.next: _Block | None = None
 
@@ -95,7 +95,7 @@ class Lanes:
         if not self.in_step:  # with other processes, whose clocks differ
             # Short blocks for slow models, long ones for fast.
             pace = SECONDS / max(took, 1e-6)
-            self.pace = int(min(max(1, count * min(pace, 8.0)), self.pieces.length))
+            self.pace = int(min(max(1, count * min(pace, 8.0)), self.pieces.room))
             self.overlaps = pace > SHORT
         if error is not None:
             raise error

@@ -250,6 +250,14 @@ def test_loops_side_by_side_change_no_draw(x64, monkeypatch):
             assert one.shape == other.shape
 
 
+def test_rows_of_a_call_take_little_room(kind, whole, monkeypatch):
+    """However many steps numbers are drawn ahead for; it changes no draw."""
+    monkeypatch.setattr(blocks, "ROOM", 200)  # bytes: a few rows
+    part = run(kind, 150)
+    assert all(lanes.pieces.room < 32 for lanes in part.underway.lanes.groups)
+    same(part, whole)
+
+
 @pytest.mark.parametrize(("chains", "number"), [(1, 1), (3, 3), (16, 16), (17, 1), (24, 12)])
 def test_loops_are_of_equally_many_chains(chains, number):
     """Their number is not the machine's, as rounding may depend on it."""
