@@ -75,6 +75,8 @@ def row_key(words: Any) -> Any:
 @functools.cache
 def _rowed() -> Any:
     def bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
+        if width not in (32, 64):
+            raise TypeError(f"a row's key draws numbers of 32 or 64 bits, not of {width}")
         return _counted(key, key[2], width, shape)
 
     return _jax.threefry_with(bits, name="threefry2x32 by rows", tag="pplrow", words=3)

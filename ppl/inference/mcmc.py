@@ -56,7 +56,7 @@ def mcmc(
         kernel: such as `ppl.kernels.nuts()`, a composition of several, or your own `@ppl.kernel`.
         num_samples: draws kept from each chain.
         num_warmup: moves of each chain that adapt the kernel and are not kept.
-        num_chains: chains, run side by side.
+        num_chains: chains, run side by side; on a CPU, those of NUTS on all of its cores.
         init: starting values by address, of shape (*site) for all chains or (chain, *site). Those
             not given are drawn: each unconstrained coordinate from Uniform(-2, 2), again until the
             density and its gradient are finite, and discrete sites from the program, again as well.

@@ -81,7 +81,7 @@ class TraceKernel(Kernel):
 
 
 class FlatKernel(TraceKernel):
-    """A kernel on unconstrained space whose moves take many steps, as one flat loop for all chains.
+    """A kernel on unconstrained space whose moves take many steps, as a flat loop for many chains.
 
     What a chain draws depends on its seed alone, so that it does not
     matter what runs beside it; where chains adapt together, so it is after the warmup.

@@ -166,11 +166,11 @@ def grow(
     )  # fmt: skip
     n = Numbers(*jnp.where(again, jnp.stack(began), old.packed))
     column = fresh.column
-    start = jnp.where(again, column, old.moving)
+    moving = jnp.where(again, column, old.moving)
     other = jnp.where(again, column, old.other)
 
     # A leapfrog step.
-    position, before, force, _, _ = _place(start, size)
+    position, before, force, _, _ = _place(moving, size)
     step = (n.direction * step_size).astype(kind)
     half = before + 0.5 * step * force
     position = position + step * velocity(inverse_mass, half)
@@ -218,6 +218,7 @@ def grow(
         full & (direction != n.direction),  # the next half grows from the other end
         full,
     ]
+    # What is computed once: XLA would compute it anew for every element.
     word = sum((flag.astype(jnp.int32) << k for k, flag in enumerate(flags)), 0)
     word = jax.lax.optimization_barrier(word)
     take_leaf, take, swap, full = ((word >> k) & 1 == 1 for k in range(len(flags)))

@@ -34,7 +34,7 @@ class Checkpoint:
         self, path: str, program: Program, key: Any, interpret: Callable[..., Any], groups: int
     ):
         self.path = Path(path)
-        self.mark = _mark(interpret, program, key, groups)
+        self.mark = _mark(interpret, program, key, f"{groups} groups")
         self.count = 0
 
     def load(self) -> list[dict[str, Any]]:
@@ -186,14 +186,14 @@ def _refusal(path: Path, found: str, needs: str) -> ArgumentError:
     )
 
 
-def _mark(interpret: Callable[..., Any], program: Program, key: Any, groups: int = 1) -> str:
-    """Tell one run from another: by the computation, with all data, the key, and groups of lanes.
+def _mark(interpret: Callable[..., Any], program: Program, key: Any, how: str = "") -> str:
+    """Tell one run from another: by the computation, with all data, the key, and how it is run.
 
     The computation is what JAX hands to the compiler. The text of a jaxpr is no mark of it: the
     order of a distribution's parameters there differs from process to process.
     """
     lowered = jax.jit(functools.partial(_whole, interpret)).lower(program, key)
-    found = hashlib.sha256(f"{program.name} {groups} {lowered.as_text()}".encode())
+    found = hashlib.sha256(f"{program.name}{how} {lowered.as_text()}".encode())
     for x in (*program.args, key):
         found.update(f"{x.dtype} {x.shape}".encode())
         x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

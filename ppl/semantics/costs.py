@@ -72,6 +72,7 @@ def waits(jaxpr: Any) -> bool:
     return any(
         (name := eqn.primitive.name) in _WAITING
         or "callback" in name
+        or "debug" in name
         or "custom_call" in name
         or any(map(waits, _jax.subjaxprs(eqn)))
         for eqn in jaxpr.eqns

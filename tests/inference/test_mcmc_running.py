@@ -227,89 +227,12 @@ def test_random_numbers_of_a_block_are_drawn_once(name, monkeypatch):
     assert len(made) < groups(name) + len(calls) / 8
 
 
-# --- Loops of some of the chains ----------------------------------------------------------------
-
-
-def test_loops_side_by_side_change_no_draw(x64, monkeypatch):
-    """One chain a loop, two, or all in one; with momenta drawn in the loop, or for all leaves."""
-
-    def found(most, numbers):
-        monkeypatch.setattr(lanes, "MOST", most)
-        monkeypatch.setattr(blocks, "NUMBERS", numbers)
-        chains = ppl.run(ppl.mcmc(line(Y), ppl.kernels.nuts(), 20, 40, 4), 0, progress=False)
-        assert len(chains.underway.lanes.groups) == most
-        return chains
-
-    whole = found(1, 2**14)
-    for most, numbers in ((2, 2**14), (4, 2**14), (4, 2**10)):
-        part = found(most, numbers)
-        for name, x in whole.draws.items():
-            np.testing.assert_allclose(part[name], x, rtol=1e-6)
-        np.testing.assert_array_equal(part.stats["n_steps"], whole.stats["n_steps"])
-        for one, other in zip(*map(jax.tree.leaves, (part.state, whole.state)), strict=True):
-            assert one.shape == other.shape
-
-
 def test_rows_of_a_call_take_little_room(kind, whole, monkeypatch):
     """However many steps numbers are drawn ahead for; it changes no draw."""
     monkeypatch.setattr(blocks, "ROOM", 200)  # bytes: a few rows
     part = run(kind, 150)
     assert all(lanes.pieces.room < 32 for lanes in part.underway.lanes.groups)
     same(part, whole)
-
-
-@pytest.mark.parametrize(("chains", "number"), [(1, 1), (3, 3), (16, 16), (17, 1), (24, 12)])
-def test_loops_are_of_equally_many_chains(chains, number):
-    """Their number is not the machine's, as rounding may depend on it."""
-    assert lanes._number({"a": jnp.zeros((chains, 2))}) == number
-
-
-def test_chains_that_would_wait_for_threads_share_a_loop():
-    """LAPACK divides a batch among XLA's threads and waits for them: several such calls never end.
-
-    `pure_callback` waits for Python.
-    """
-
-    @ppl.model
-    def process():
-        scale = ppl.sample("scale", dist.HalfNormal(1.0))
-        covariance = scale * jnp.eye(3) + 0.1
-        ppl.sample("y", dist.MultivariateNormal(0.0, covariance), obs=jnp.ones(3))
-
-    @ppl.model
-    def calling():
-        x = ppl.sample("x", dist.Normal(0.0, 1.0))
-        like = jax.ShapeDtypeStruct((), x.dtype)
-        jax.pure_callback(lambda v: v, like, jax.lax.stop_gradient(x), vmap_method="sequential")
-        ppl.factor(
-            "f",
-            jax.pure_callback(np.square, like, jax.lax.stop_gradient(x), vmap_method="sequential"),
-        )
-
-    for model in (process, calling):
-        mcmc = ppl.mcmc(model(), ppl.kernels.nuts(), 5, 5, 4)
-        assert len(ppl.run(mcmc, 0, progress=False).underway.lanes.groups) == 1
-
-
-def test_settings_of_jax_hold_in_loops_side_by_side():
-    """In whichever thread they run: in the precision of the caller, and compiled once."""
-
-    def count(num_chains):
-        @ppl.model
-        def pair():
-            with ppl.plate("n", 2):
-                ppl.sample("x", dist.Normal(0.0, 1.0))
-
-        mcmc = ppl.mcmc(pair(), ppl.kernels.nuts(), 10, 10, num_chains)
-        with compilations() as found:
-            chains = ppl.run(mcmc, 0, progress=False)
-        assert chains["x"].dtype == np.float64
-        assert len(chains.underway.lanes.groups) == num_chains
-        return found.count
-
-    with jax.enable_x64(True):
-        first = count(2)  # and small things that every run needs
-        assert first >= count(2) == count(1)
 
 
 # --- What is kept -------------------------------------------------------------------------------
