@@ -1,6 +1,7 @@
 """NUTS against BlackJAX, NumPyro and nutpie: effective draws per second, cold and warm.
 
-Where chains are many (`--chains 1024`), the side "ppl chees" is `ppl.kernels.chees`.
+Where chains are many (`--chains 1024`), the sides "ppl chees" and "ppl mams" are
+`ppl.kernels.chees` and `ppl.kernels.mams`.
 
 `python -m benchmarks.mcmc [--models ...] [--sides ...] [--chains 4 1024] [--rounds 3]` runs all
 sides in one process, by turns, on the default device, and prints, for each posterior of
@@ -56,13 +57,16 @@ def our_sampler(name: str, budget: Budget, kernel: Any = ppl.kernels.nuts) -> Sa
 SIDES = {
     "ppl": our_sampler,
     "ppl chees": functools.partial(our_sampler, kernel=ppl.kernels.chees),
+    "ppl mams": functools.partial(our_sampler, kernel=ppl.kernels.mams),
     **PEERS,
 }
-OURS = "ppl", "ppl chees"
-MANY = 64  # chains, which `chees` is made for
+TOGETHER = "ppl chees", "ppl mams"
+OURS = "ppl", *TOGETHER
+MANY = 64  # chains, which those kernels are made for
 NEEDS: dict[str, tuple[str, ...]] = {
     "ppl": (),
     "ppl chees": (),
+    "ppl mams": (),
     "NumPyro": ("numpyro",),
     "BlackJAX": ("blackjax",),
     "nutpie": ("nutpie", "pymc"),
@@ -156,7 +160,7 @@ def main() -> None:
     for name in options.models:
         for chains in options.chains:
             budget = Budget(chains, options.warmup, options.samples)
-            fit = [s for s in sides if s != "ppl chees" or chains >= MANY]
+            fit = [s for s in sides if s not in TOGETHER or chains >= MANY]
             found = measure(name, fit, budget, options.rounds)
             print(table(headers, lines(name, chains, found)), flush=True)
             print()

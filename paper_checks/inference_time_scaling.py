@@ -20,10 +20,10 @@ the same number of runs N; those that resample or search draw anew, the others s
 - *beam*, *DVTS*: a quarter of the runs kept, each continued four times, by the last score.
 - *best-of-n*, *weighted vote*: by the last score; *importance*: by the product of all scores.
 
-An interrupted run goes on from what it has written to the folder, and runs at other noises are
-added there. What 200 problems gave is in `paper_checks/scaling/results` (noise 1 by
-`--numbers 1 4 16 --noises 1`, 77 minutes on two busy cores; noise 3 by `--numbers 4 16 --noises 3`,
-80 minutes beside other work). At noise 1, where the sign of a score is right for 98 % of the texts,
+An interrupted run goes on from what it has written to the folder, and runs at other noises, or of
+other numbers, are added there. What 200 problems gave is in `paper_checks/scaling/results` (noise 1
+by `--numbers 1 4 16 --noises 1`, 77 minutes on two busy cores; noise 3 by `--numbers 4 16 --noises
+3`, 80 minutes beside other work). At noise 1, where the sign of a score is right for 98 % of the texts,
 searches that follow the last score alone (beam, as published) are above the filter. At noise 3,
 where it is right for 75 %, the filter, which adds up all scores, is above all others.
 
@@ -215,13 +215,17 @@ def save(right: Right, folder: Path) -> None:
 
 
 def saved(folder: Path, numbers: Sequence[int], noises: Sequence[float]) -> tuple[Right, Right]:
-    """Read what an interrupted run of the same settings has kept; and runs at other noises."""
+    """Read what an interrupted run of the same settings has kept; and what others have."""
     file = folder / "answers.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     right = {(r["method"], r["runs"], r["noise"]): [bool(f) for f in r["right"]] for r in rows}
-    mine = {k: flags for k, flags in right.items() if k[2] in noises}
-    if mine and ({n for _, n, _ in mine}, set(noises_of(mine))) != (set(numbers), set(noises)):
-        raise SystemExit(f"{file} is of other numbers of runs at these noises; give another --out")
+    mine = {k: flags for k, flags in right.items() if k[1] in numbers and k[2] in noises}
+    whole = len(METHODS) * len(set(numbers)) * len(set(noises))
+    if mine and (len(mine) != whole or len({len(flags) for flags in mine.values()}) > 1):
+        raise SystemExit(
+            f"{file} has some of these numbers of runs and noises, and not all of them as far as "
+            "one another; ask for those alone that it lacks, or give another --out"
+        )
     return mine, {k: flags for k, flags in right.items() if k not in mine}
 
 

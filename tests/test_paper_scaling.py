@@ -94,8 +94,12 @@ def test_the_whole_study_on_a_table(tmp_path, monkeypatch):
     assert scaling.saved(tmp_path, [4], [2.0]) == ({}, right)  # another noise is added to it
     monkeypatch.setattr(scaling.Bench, "draw", None)  # all is there: nothing is drawn
     assert scaling.study(model, 2, [1, 4, 8], [1.0], together=2, begun=begun) == right
-    with pytest.raises(SystemExit, match="other numbers of runs"):
-        scaling.saved(tmp_path, [1, 4], [1.0])
+    # Other numbers are added, and those that are there can be asked for alone.
+    begun, kept = scaling.saved(tmp_path, [4], [1.0])
+    assert ({n for _, n, _ in begun}, {n for _, n, _ in kept}) == ({4}, {1, 8})
+    for numbers, noises in (([4, 16], [1.0]), ([4], [1.0, 2.0])):
+        with pytest.raises(SystemExit, match="those alone that it lacks"):
+            scaling.saved(tmp_path, numbers, noises)
     both = {**right, **{(m, n, 2.0): f for (m, n, _), f in right.items() if n > 1}}
     assert [scaling.numbers_of(both, s) for s in scaling.noises_of(both)] == [[1, 4, 8], [4, 8]]
     assert scaling.table(both).count("self-consistency") == 2

@@ -9,6 +9,7 @@ from ppl.inference.gibbs import gibbs
 from ppl.inference.hmc import hmc
 from ppl.inference.involution import involution
 from ppl.inference.mala import mala
+from ppl.inference.mams import mams
 from ppl.inference.mh import mh
 from ppl.inference.nuts import nuts
 from ppl.inference.pmmh_kernel import pmmh
@@ -26,6 +27,7 @@ __all__ = [
     "hmc",
     "involution",
     "mala",
+    "mams",
     "mh",
     "mixture",
     "nuts",

@@ -1,4 +1,4 @@
-"""Hamiltonian moves of chains in lock-step: as many leapfrog steps for all, an end for each.
+"""Moves of chains in lock-step: as many leapfrog steps for all, an end for each.
 
 Everything works for one chain and for many: axes of chains stand last.
 """
@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, velocity
-from ppl.inference.metric import momentum as fresh_momentum
+from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, momentum, velocity
 
 #: A move's length is uniform between this part of the trajectory length and two less this.
 SHORTEST = 0.5
@@ -27,12 +26,37 @@ class Place(NamedTuple):
     log_density: Any
 
 
+class Dynamics(NamedTuple):
+    """What a trajectory follows: positions drift by a velocity, which forces change by kicks.
+
+    Both are flows that can be run back and of known volumes. A motion is a momentum, or whatever
+    stands for it; the first argument is the diagonal of the inverse mass, in whose scale it has a
+    speed of about the root of the dimension.
+
+    Attributes:
+        begin: from standard normal numbers to a motion.
+        kicked: from a motion, a force and a time to the motion after it.
+        velocity: of a motion.
+        kinetic: the energy of a motion: what its log density lacks, and the logarithm of the volume
+            that kicks have taken from it.
+    """
+
+    begin: Callable[[Any, Any], Any]
+    kicked: Callable[[Any, Any, Any, Any], Any]
+    velocity: Callable[[Any, Any], Any]
+    kinetic: Callable[[Any, Any], Any]
+
+
+#: Hamilton's: a motion is a normal momentum, and kicks preserve volume.
+HAMILTONIAN = Dynamics(momentum, lambda _, p, force, time: p + time * force, velocity, kinetic)
+
+
 class Move(NamedTuple):
     """A trajectory from end to end; `log_ratio` is -inf if it diverges."""
 
     begin: Place
     end: Place
-    momentum: Float[Array, "size ..."]
+    velocity: Float[Array, "size ..."]
     log_energies: tuple[Any, Any]
     log_ratio: Any
 
@@ -43,29 +67,37 @@ class Move(NamedTuple):
 
 
 def follow(
-    gradient: Callable[[Any], Any], begin: Place, noise: Any, step_size: Any, mass: Any, num: Any
+    gradient: Callable[[Any], Any],
+    begin: Place,
+    noise: Any,
+    step_size: Any,
+    mass: Any,
+    num: Any,
+    dynamics: Dynamics = HAMILTONIAN,
 ) -> Move:
     """Follow the dynamics for some leapfrog steps, of one chain or of chains on the last axis."""
     kind = begin.position.dtype
     step_size = jnp.asarray(step_size, kind)
     mass = jnp.asarray(mass, kind).reshape(-1, *[1] * (begin.position.ndim - 1))
-    momentum = fresh_momentum(mass, noise)
-    log_energy = begin.log_density - kinetic(mass, momentum)
+    motion = dynamics.begin(mass, noise)
+    log_energy = begin.log_density - dynamics.kinetic(mass, motion)
 
-    def leap(_: Any, state: tuple[Place, Any]) -> tuple[Place, Any]:
-        place, momentum = state
-        position = place.position + step_size * velocity(mass, momentum)
+    def leap(i: Any, state: tuple[Place, Any]) -> tuple[Place, Any]:
+        place, motion = state
+        position = place.position + step_size * dynamics.velocity(mass, motion)
         density, force = gradient(position)
-        return Place(position, force, density), momentum + step_size * force
+        # Whole kicks between drifts are two halves; the last drift has only one after it.
+        time = jnp.where(i + 1 < num, step_size, 0.5 * step_size)
+        return Place(position, force, density), dynamics.kicked(mass, motion, force, time)
 
-    # Whole kicks between drifts are two halves, so that one half is too much at the end.
-    first = momentum + 0.5 * step_size * begin.gradient
-    end, momentum = jax.lax.fori_loop(0, num, leap, (begin, first))
-    momentum = momentum - 0.5 * step_size * end.gradient
-    new = end.log_density - kinetic(mass, momentum)
+    first = dynamics.kicked(mass, motion, begin.gradient, 0.5 * step_size)
+    end, motion = jax.lax.fori_loop(0, num, leap, (begin, first))
+    new = end.log_density - dynamics.kinetic(mass, motion)
     ratio = new - log_energy
     fine = jnp.isfinite(new) & (ratio >= -MAX_ENERGY_ERROR)
-    return Move(begin, end, momentum, (log_energy, new), jnp.where(fine, ratio, -jnp.inf))
+    energies = log_energy, new
+    ratio = jnp.where(fine, ratio, -jnp.inf)
+    return Move(begin, end, dynamics.velocity(mass, motion), energies, ratio)
 
 
 def lengths(index: Any) -> Any:

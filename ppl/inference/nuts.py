@@ -302,8 +302,7 @@ class Nuts(FlatKernel):
         """Tell where a chain has made a move."""
         return out[1][..., 2] > 0
 
-    @staticmethod
-    def flat_stats(out: Any) -> tuple[Any, dict[str, Any]]:
+    def flat_stats(self, out: Any) -> tuple[Any, dict[str, Any]]:
         """Read an output of the flat loop: positions and statistics, chains first."""
         position, told = out
         log_density, *others = jnp.moveaxis(told, -1, 0)

@@ -147,8 +147,7 @@ class FlatKernel(TraceKernel):
         """
         raise NotImplementedError
 
-    @staticmethod
-    def flat_stats(out: Any) -> tuple[Any, dict[str, Any]]:
+    def flat_stats(self, out: Any) -> tuple[Any, dict[str, Any]]:
         """Read an output: positions and statistics, chains first.
 
         Args:

@@ -14,9 +14,9 @@ import ppl
 import ppl.distributions as dist
 from ppl.errors import ArgumentError, UnsupportedError
 from ppl.inference import together
-from ppl.inference.chees import Noise
 from ppl.inference.coordinates import coordinates
 from ppl.inference.lockstep import Move, Place, follow, lengths, num_steps
+from ppl.inference.many import Noise
 from ppl.inference.trace_kernel import accepted
 from ppl.inference.warmup import Moments
 from ppl.results.diagnostics import ess, mcse
@@ -73,7 +73,7 @@ def test_trajectories_are_those_of_the_definition(x64):
             q = q + 0.2 * MASS * p
             p = p + 0.1 * pull(q)
         np.testing.assert_allclose(made.end.position[:, chain], q, rtol=1e-10)
-        np.testing.assert_allclose(made.momentum[:, chain], p, rtol=1e-10)
+        np.testing.assert_allclose(made.velocity[:, chain], MASS * p, rtol=1e-10)
         np.testing.assert_allclose(made.log_ratio[chain], before - energy(q, p), atol=1e-10)
 
 
@@ -371,9 +371,9 @@ def test_the_slope_is_that_of_the_criterion(x64):
 
     time, none = 0.9, jnp.zeros(50)
     end, mean = position(time), position(time).mean(1, keepdims=True)
-    momentum = (two * jnp.cos(time) - one * jnp.sin(time)) / root
+    velocity = root * (two * jnp.cos(time) - one * jnp.sin(time))
     begin = Place(position(0.0), end, none)
-    made = Move(begin, Place(end, end, none), momentum, (none, none), none)
+    made = Move(begin, Place(end, end, none), velocity, (none, none), none)
     found = together.slope(made, jnp.asarray(MASS), time)
     expected = jax.grad(criterion)(jnp.log(time))
     assert 0.1 < abs(float(expected)) < together._STEEPEST
