@@ -1,17 +1,19 @@
 """Particles over a language model's steps: tokens a second, and what resampling costs.
 
-`python -m benchmarks.lm [--particles 1 8 32 128] [--steps 4] [--tokens 16] [--rounds 3]` runs
+`python -m benchmarks.lm [--particles 1 8 32 128] [--sides ...] [--steps 4] [--tokens 16]` runs
 `ppl.smc` over steps of a fixed length by SmolLM2-135M-Instruct, after a prompt of about 200 tokens,
-weighed after each step by a number made from its tokens. By turns, in one process:
+weighed after each step by a number made from its tokens, and resampled after every step. By turns,
+in one process:
 
-- ours, resampled after every step;
-- ours, never resampled: the difference is the cost of resampling;
-- the same model, reading everything again at every step, as callers of a server do that keeps no
-  state between requests (its-hub): all particles in one batch, prompt and text so far, then the
-  step. It draws by the same code.
+- ppl;
+- again: the same model, reading everything again at every step, as callers of a server do that
+  keeps no state between requests (its-hub): all particles in one batch, prompt and text so far,
+  then the step. It draws by the same code;
+- LLaMPPL with its Hugging Face back end, on the same weights, where it is installed.
 
-Tokens a second are those of all particles together, prompts not counted. With llama-cpp-python
-installed, its speed for one text is printed too.
+Tokens a second are those of all particles together, prompts not counted. What resampling costs is
+seen by more rounds against ppl without it. With llama-cpp-python installed, its speed for one text
+is printed too.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import ppl
+from benchmarks.lm_peers import llamppl_sampler
 from benchmarks.smc_peers import installed
 from benchmarks.timing import alternate, human, table
 
@@ -114,54 +118,77 @@ def llama_cpp(path: str, tokens: int) -> float:
     return made["usage"]["completion_tokens"] / (time.perf_counter() - began)
 
 
+def weigh(tokens: Any) -> float:
+    """Weigh a text as `verifier` does."""
+    return 0.05 + 0.9 * (int(np.sum(np.multiply(tokens, 1 + np.arange(len(tokens))))) % 97) / 96
+
+
+SIDES = "ppl", "again", "LLaMPPL"
+HEADERS = "particles", "side", "cold", "warm s", "tokens/s", "ppl over it", "range"
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=15, help="rounds with and without resampling")
     options = parser.parse_args()
     path = ppl.lm.smollm2()
     model = ppl.lm.Llama.load(path)
-    rows = []
+    sides = [s for s in options.sides if s != "LLaMPPL" or installed("llamppl")]
+    print(f"{options.steps} steps of {options.tokens} tokens, {options.rounds} rounds by turns")
     for number in options.particles:
         sizes = (number, options.steps, options.tokens)
-        began = time.perf_counter()
         first = ours(model, *sizes, threshold=1.0)
-        jax.block_until_ready(first())
-        cold = time.perf_counter() - began
-        never = ours(model, *sizes, threshold=0.0)
-        found = alternate(
-            first, never, again(model, *sizes), rounds=options.rounds, seconds=0.0, warmup=1
-        )
-        drawn = number * options.steps * options.tokens
-        cost = 1 - 1 / found.ratios(1)
-        rows.append(
-            (
-                f"{number}",
-                human(cold),
-                f"{drawn / found.median(0):.0f}",
-                f"{drawn / found.median(2):.0f}",
-                f"{1 / found.ratio(2):.2f}",
-                f"{1 / found.ratios(2).max():.2f} to {1 / found.ratios(2).min():.2f}",
-                f"{100 * sorted(cost)[len(cost) // 2]:.1f} % "
-                f"({100 * cost.min():.1f} to {100 * cost.max():.1f})",
+        made = {"ppl": first}
+        if "again" in sides:
+            made["again"] = again(model, *sizes)
+        if "LLaMPPL" in sides:
+            made["LLaMPPL"] = llamppl_sampler(str(path), PROMPT, number, weigh)(*sizes[1:])
+        cold = []
+        for run in made.values():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            cold.append(time.perf_counter() - began)
+        if len(made) > 1:
+            found = alternate(*made.values(), rounds=options.rounds, seconds=0.0, warmup=0)
+            print(table(HEADERS, rows(number, [*made], cold, found, sizes)), flush=True)
+        if options.pairs:
+            never = ours(model, *sizes, threshold=0.0)
+            found = alternate(first, never, rounds=options.pairs, seconds=0.0, warmup=1)
+            cost = 100 * (1 - 1 / np.sort(found.ratios(1)))
+            low, middle, high = np.quantile(cost, [0.25, 0.5, 0.75])
+            print(
+                f"{number} particles: {number * sizes[1] * sizes[2] / found.median(0):.0f} "
+                f"tokens/s; resampling takes {middle:.1f} % of the time (quartiles of "
+                f"{options.pairs} rounds {low:.1f} to {high:.1f}); of the shortest times "
+                f"{100 * (1 - 1 / found.best(1)):.1f} %\n",
+                flush=True,
             )
-        )
-        print(table(HEADERS, rows[-1:]), flush=True)
-    print(f"\n{options.steps} steps of {options.tokens} tokens, {options.rounds} rounds by turns")
-    print(table(HEADERS, rows))
     if installed("llama_cpp"):
         print(f"llama.cpp, one text: {llama_cpp(str(path), 128):.0f} tokens/s")
-    else:
-        print("llama.cpp: not installed (python -m pip install llama-cpp-python)")
 
 
-HEADERS = (
-    *("particles", "cold", "ours tok/s", "again tok/s", "speed-up", "spread"),
-    "resampling, of all time",
-)
+def rows(
+    number: int, sides: Sequence[str], cold: Sequence[float], found: Any, sizes: tuple[int, ...]
+) -> list[tuple[str, ...]]:
+    """Lay out what came out, a row for each side."""
+    drawn, lines = sizes[0] * sizes[1] * sizes[2], []
+    for k, side in enumerate(sides):
+        line = (f"{number}", side, human(cold[k]), human(found.median(k)))
+        line += (f"{drawn / found.median(k):.0f}",)
+        if k:
+            times = 1 / found.ratios(k)
+            line += (f"{np.median(times):.2f}", f"{times.min():.2f} to {times.max():.2f}")
+        else:
+            line += ("", "")
+        lines.append(line)
+    return lines
+
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ the same number of runs N; those that resample or search draw anew, the others s
 An interrupted run goes on from what it has written to the folder, and runs at other noises, or of
 other numbers, are added there. What 200 problems gave is in `paper_checks/scaling/results` (noise 1
 by `--numbers 1 4 16 --noises 1`, 77 minutes on two busy cores; noise 3 by `--numbers 4 16 --noises
-3`, 80 minutes beside other work). At noise 1, where the sign of a score is right for 98 % of the texts,
+3`, 80 minutes beside other work). At noise 1, where the sign of a score is right for 98 % of texts,
 searches that follow the last score alone (beam, as published) are above the filter. At noise 3,
 where it is right for 75 %, the filter, which adds up all scores, is above all others.
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+from threadpoolctl import ThreadpoolController
 
 from ppl import _jax
 
@@ -71,6 +72,20 @@ def undivided(held: bool = True) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if came:
         handler(*came[0])
+
+
+@contextlib.contextmanager
+def blas_in_one_thread(wanted: bool) -> Iterator[None]:
+    """Let BLAS use one thread in the block, if that is wanted: in the whole process.
+
+    Where all cores are taken, its threads wait for one another, and its results are those of one
+    number of threads.
+    """
+    if not wanted:
+        yield
+        return
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        yield
 
 
 def beside(number: int) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from jax.interpreters import batching as _batching
 from jax.interpreters import mlir as _mlir
 
 __all__ = [
+    "LAPACK_WAITS",
     "SOON",
     "THREEFRY",
     "WHOLE_LOOPS",
@@ -67,6 +68,10 @@ __all__ = [
 #: What tells XLA on a CPU to emit code in the older way, as long as it knows it: such code is there
 #: in two thirds of the time, and is as fast where arrays are small.
 SOON = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.10.") else {}
+
+#: Whether LAPACK's kernels divide a batch among XLA's threads and wait for them, inside of one.
+#: They do so in jaxlib before 0.11.1 (its `ParallelBatchMap`; see issue 39292 of jax-ml/jax).
+LAPACK_WAITS = tuple(map(int, jax.lib.__version__.split(".")[:3])) < (0, 11, 1)
 
 _EXTRA = "xla_backend_extra_options"
 

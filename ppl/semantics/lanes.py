@@ -6,18 +6,19 @@ thread asks for in turn, and what several ask for side by side.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl._host import beside, undivided
+from ppl._host import beside, blas_in_one_thread, undivided
 from ppl.semantics.blocks import Pieces
-from ppl.semantics.costs import cost, waits
+from ppl.semantics.costs import calls_lapack, cost, waits
 from ppl.semantics.rows import Rows
 
 #: The seconds that one compiled call should take.
@@ -140,10 +141,13 @@ class Lanes:
 
 
 class Groups:
-    """All lanes of a loop, in groups of equally many that run side by side."""
+    """All lanes of a loop, in groups of equally many that run side by side.
 
-    def __init__(self, groups: list[Lanes]):
-        self.groups = groups
+    `crowded` tells that they take all cores, so that BLAS should use one.
+    """
+
+    def __init__(self, groups: list[Lanes], crowded: bool = False):
+        self.groups, self.crowded = groups, crowded
 
     @classmethod
     def of(cls, make: Callable[..., Pieces], state: Any, gather: Callable[..., Any]) -> Groups:
@@ -154,19 +158,32 @@ class Groups:
             state: of all lanes, which stand on the first axis of its arrays.
             gather: makes a state readable.
         """
-        number = _number(state)
+        number, threads = _number(state), _threads()
         if number > 1:
             parts = jax.tree.map(lambda x: np.split(np.asarray(x), number), state)
             states = jax.tree.transpose(jax.tree.structure(state), None, parts)
             pieces = make(states[0])
+            # Operations of long steps may have cores to themselves.
+            pieces.whole = number >= threads or cost(pieces.step) < LONG
+            crowded = pieces.whole and calls_lapack(pieces.step)
             if not waits(pieces.step):
-                threads = _threads()
-                # Operations of long steps may have cores to themselves.
-                pieces.whole = number >= threads or cost(pieces.step) < LONG
+                every = enumerate(states)
                 return cls(
-                    [Lanes(pieces, s, gather, False, i % threads) for i, s in enumerate(states)]
+                    [Lanes(pieces, s, gather, False, i % threads) for i, s in every], crowded
                 )
+            # In one loop, LAPACK's kernels divide the lanes among XLA's threads.
+            return cls([Lanes(make(state), state, gather)], crowded)
         return cls([Lanes(make(state), state, gather)])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Make blocks in here: what they need of the machine is set up, and taken back."""
+        with blas_in_one_thread(self.crowded):
+            try:
+                yield
+            finally:
+                if self.crowded:  # what has begun ends as it began
+                    jax.block_until_ready([lanes.next for lanes in self.groups])
 
     @property
     def least(self) -> int:

@@ -172,7 +172,7 @@ class Underway:
         total = self.loop.skip + length * self.loop.thin
         lanes = self.lanes
         done, saved, first = lanes.least, time.monotonic(), True
-        with progress_bar(progress, total, self.loop.label) as bar:
+        with progress_bar(progress, total, self.loop.label) as bar, lanes.running():
             bar.advance(min(done, total))
             try:
                 while self.ready < length:
