@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version as _version
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ SOON = {"xla_cpu_use_fusion_emitters": False} if jax.__version__.startswith("0.1
 
 #: Whether LAPACK's kernels divide a batch among XLA's threads and wait for them, inside of one.
 #: They do so in jaxlib before 0.11.1 (its `ParallelBatchMap`; see issue 39292 of jax-ml/jax).
-LAPACK_WAITS = tuple(map(int, jax.lib.__version__.split(".")[:3])) < (0, 11, 1)
+LAPACK_WAITS = tuple(map(int, _version("jaxlib").split(".")[:3])) < (0, 11, 1)
 
 _EXTRA = "xla_backend_extra_options"
 

@@ -15,20 +15,11 @@ Robnik, Cohn-Gordon and Seljak (2025), Metropolis adjusted microcanonical Hamilt
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Float
 
-from ppl._types import Array
-from ppl.inference.lockstep import Dynamics
-
-
-class Motion(NamedTuple):
-    """A direction, and the energy that kicks have given since it was drawn."""
-
-    direction: Float[Array, "size ..."]
-    gained: Any
+from ppl.inference.lockstep import Dynamics, Motion
 
 
 def _begin(_: Any, noise: Any) -> Motion:
@@ -50,17 +41,17 @@ def _kicked(mass: Any, motion: Motion, force: Any, time: Any) -> Motion:
     angle = time * (math.sqrt(size) / (size - 1)) * norm
     # A direction that rounding makes opposite to the force would never turn.
     least = -1 + jnp.finfo(force.dtype).eps
-    along = jnp.clip(jnp.sum(toward * motion.direction, 0), least, 1.0)
+    along = jnp.clip(jnp.sum(toward * motion.vector, 0), least, 1.0)
     rest = jnp.exp(-angle)
     share = (1 - rest) * ((1 + along) + rest * (1 - along))
-    turned = share * toward + 2 * rest * motion.direction
+    turned = share * toward + 2 * rest * motion.vector
     gained = angle + jnp.log1p(0.5 * (1 - along) * jnp.expm1(-2 * angle))
     direction = turned / jnp.sqrt(jnp.sum(turned**2, 0))
     return Motion(direction, motion.gained + (size - 1) * gained)
 
 
 def _velocity(mass: Any, motion: Motion) -> Any:
-    return math.sqrt(motion.direction.shape[0]) * jnp.sqrt(mass) * motion.direction
+    return math.sqrt(motion.vector.shape[0]) * jnp.sqrt(mass) * motion.vector
 
 
 #: Needs at least two coordinates: in one there is nothing to turn.

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, kinetic, momentum, velocity
+from ppl.inference.metric import (
+    MAX_ENERGY_ERROR,
+    beyond_rounding,
+    kinetic,
+    momentum,
+    velocity,
+)
 
 #: A move's length is uniform between this part of the trajectory length and two less this.
 SHORTEST = 0.5
@@ -26,12 +32,18 @@ class Place(NamedTuple):
     log_density: Any
 
 
+class Motion(NamedTuple):
+    """A momentum or a direction; and the energy that kicks have given to the latter."""
+
+    vector: Float[Array, "size ..."]
+    gained: Any
+
+
 class Dynamics(NamedTuple):
     """What a trajectory follows: positions drift by a velocity, which forces change by kicks.
 
-    Both are flows that can be run back and of known volumes. A motion is a momentum, or whatever
-    stands for it; the first argument is the diagonal of the inverse mass, in whose scale it has a
-    speed of about the root of the dimension.
+    Both are flows that can be run back and of known volumes. The first argument is the diagonal of
+    the inverse mass, in whose scale the speed is about the root of the dimension.
 
     Attributes:
         begin: from standard normal numbers to a motion.
@@ -48,22 +60,36 @@ class Dynamics(NamedTuple):
 
 
 #: Hamilton's: a motion is a normal momentum, and kicks preserve volume.
-HAMILTONIAN = Dynamics(momentum, lambda _, p, force, time: p + time * force, velocity, kinetic)
+HAMILTONIAN = Dynamics(
+    begin=lambda mass, noise: Motion(momentum(mass, noise), jnp.zeros_like(noise[0])),
+    kicked=lambda _, p, force, time: p._replace(vector=p.vector + time * force),
+    velocity=lambda mass, p: velocity(mass, p.vector),
+    kinetic=lambda mass, p: kinetic(mass, p.vector),
+)
+
+
+def either(flag: Any, one: Dynamics, other: Dynamics) -> Dynamics:
+    """Give one dynamics if a flag of all chains is set, and else the other."""
+
+    def chosen(one: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: jax.lax.cond(flag, one, other, *args)
+
+    return Dynamics(*map(chosen, one, other))
 
 
 class Move(NamedTuple):
-    """A trajectory from end to end; `log_ratio` is -inf if it diverges."""
+    """A trajectory from end to end.
+
+    `log_ratio` is -inf if it diverges; `rate` is the probability of acceptance, were it not for
+    rounding.
+    """
 
     begin: Place
     end: Place
     velocity: Float[Array, "size ..."]
     log_energies: tuple[Any, Any]
     log_ratio: Any
-
-    @property
-    def rate(self) -> Any:
-        """The probability of acceptance."""
-        return jnp.exp(jnp.minimum(self.log_ratio, 0.0))
+    rate: Any
 
 
 def follow(
@@ -74,8 +100,21 @@ def follow(
     mass: Any,
     num: Any,
     dynamics: Dynamics = HAMILTONIAN,
+    slack: Any = 0.0,
 ) -> Move:
-    """Follow the dynamics for some leapfrog steps, of one chain or of chains on the last axis."""
+    """Follow the dynamics for some leapfrog steps, of one chain or of chains on the last axis.
+
+    Args:
+        gradient: from positions to log densities and their gradients.
+        begin: where from.
+        noise: standard normal numbers.
+        step_size: of a leapfrog step.
+        mass: the diagonal of the inverse mass.
+        num: how many steps.
+        dynamics: which.
+        slack: the part of a gain of log density that errors of the energy are forgiven: more than
+            none leaves nothing invariant, and brings chains from far.
+    """
     kind = begin.position.dtype
     step_size = jnp.asarray(step_size, kind)
     mass = jnp.asarray(mass, kind).reshape(-1, *[1] * (begin.position.ndim - 1))
@@ -93,11 +132,13 @@ def follow(
     first = dynamics.kicked(mass, motion, begin.gradient, 0.5 * step_size)
     end, motion = jax.lax.fori_loop(0, num, leap, (begin, first))
     new = end.log_density - dynamics.kinetic(mass, motion)
-    ratio = new - log_energy
-    fine = jnp.isfinite(new) & (ratio >= -MAX_ENERGY_ERROR)
-    energies = log_energy, new
+    gain = jnp.maximum(end.log_density - begin.log_density, 0.0)
+    ratio = new - log_energy + slack * gain
+    error = beyond_rounding(ratio, begin.log_density)
+    fine = jnp.isfinite(new) & (error >= -MAX_ENERGY_ERROR)
     ratio = jnp.where(fine, ratio, -jnp.inf)
-    return Move(begin, end, dynamics.velocity(mass, motion), energies, ratio)
+    rate = jnp.where(fine, jnp.exp(jnp.minimum(error, 0.0)), 0.0)
+    return Move(begin, end, dynamics.velocity(mass, motion), (log_energy, new), ratio, rate)
 
 
 def lengths(index: Any) -> Any:

@@ -16,15 +16,35 @@ from ppl._types import PyTree, pytree, static
 from ppl.counts import count
 from ppl.errors import ArgumentError, UnsupportedError, message
 from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
-from ppl.inference.lockstep import SHORTEST, Dynamics, Move, Place, follow, lengths, num_steps
-from ppl.inference.together import SETTINGS, Learned, learn
+from ppl.inference.lockstep import (
+    HAMILTONIAN,
+    SHORTEST,
+    Dynamics,
+    Move,
+    Place,
+    either,
+    follow,
+    lengths,
+    num_steps,
+)
+from ppl.inference.together import SETTINGS, Learned, begin, learn
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, accepted, as_addresses
+from ppl.inference.warmup import Steps, stepped
 from ppl.semantics.unconstrained import Unconstrained
 from ppl.semantics.weighted import Trace
 from ppl.statements import sample
 
 #: The fewest chains that adapt together: of fewer, one move tells too little.
 FEWEST = 8
+#: In how many moves each chain comes from far by itself: a part of the warmup, but at least some,
+#: if these are no larger a part.
+_OPENING, _LEAST_OPENING, _MOST_OPENING = 0.1, 50, 0.3
+#: The part of a gain of density that their energy may be off by, lest they creep.
+_SLACK = 0.5
+#: The most leapfrog steps of such a move; and the step that none starts below.
+_OPENING_STEPS, _LEAST_STEP = 4, 1e-25
+#: The last of these moves, to which a first metric is fitted.
+_FIRST_DRAWS = 3
 
 K = TypeVar("K", bound="LockStep")
 
@@ -80,6 +100,7 @@ class State(NamedTuple):
     """Chains after some moves, and what they have learned together."""
 
     place: Place
+    alone: Steps
     learned: Learned
     index: Any
     seed: Any
@@ -205,7 +226,13 @@ class LockStep(FlatKernel):
         density, force = _of_all(gradient)(position.T)
         settings = self.step_size, self.trajectory_length, self.inverse_mass
         learned = Learned.start(position[0], *settings)
-        return State(Place(position.T, force, density), learned, jnp.zeros((), int), seed)
+        # In a parabola or an exponential, where it is high, of the size of the period there.
+        high = jnp.maximum(jnp.abs(density), len(force))
+        scaled = jnp.sqrt(learned.inverse_mass)[:, None] * force
+        most = jnp.maximum(jnp.max(jnp.abs(scaled), 0), 1.0)  # whose square may be too large
+        period = jnp.sqrt(high / jnp.sum((scaled / most) ** 2, 0)) / most
+        alone = Steps.start(jnp.clip(period, _LEAST_STEP, learned.step_size))
+        return State(Place(position.T, force, density), alone, learned, jnp.zeros((), int), seed)
 
     def ahead(self, block: Any, count: int, size: int, seed: Any) -> Noise:
         """Make what a number of moves need, of shape (move, chain, *)."""
@@ -221,30 +248,54 @@ class LockStep(FlatKernel):
 
     def flat_step(self, gradient: Any, state: State, noise: Noise, num_warmup: int) -> Any:
         """Make a move of every chain."""
-        known, index, most = state.learned, state.index, self.max_num_steps
+        known, index, most, alone = state.learned, state.index, self.max_num_steps, state.alone
         if num_warmup:  # steps that are much too small at first should not cost much
             most = jnp.where(index < num_warmup, jnp.minimum(most, index + 2), most)
-        settings = known.step_size, known.inverse_mass
-        num = num_steps(known.trajectory_length, known.step_size, lengths(index), most)
-        made = follow(
-            _of_all(gradient), state.place, noise.momentum.T, *settings, num, self.dynamics
-        )
+        step, dynamics = known.step_size, self.dynamics
+        num = num_steps(known.trajectory_length, step, lengths(index), most)
+        opening, slack = self._opening(num_warmup), 0.0
+        if opening:
+            far = index < opening
+            slack = jnp.where(far, _SLACK, 0.0)
+            step = jnp.where(far, jnp.exp(alone.log_step), step)
+            num = jnp.where(far, 1 + (_OPENING_STEPS * lengths(index)).astype(int), num)
+            if dynamics is not HAMILTONIAN:
+                dynamics = either(far, HAMILTONIAN, dynamics)
+        noises, mass = noise.momentum.T, known.inverse_mass
+        made = follow(_of_all(gradient), state.place, noises, step, mass, num, dynamics, slack)
         take = noise.log_uniform < made.log_ratio
         place = jax.tree.map(lambda new, old: jnp.where(take, new, old), made.end, made.begin)
-        told = _told(made, take, num, known.step_size, known.trajectory_length)
+        told = _told(made, take, num, step, known.trajectory_length)
         kind = place.log_density.dtype
         told = [jnp.broadcast_to(x, take.shape).astype(kind) for x in (place.log_density, *told)]
         if num_warmup:
             adapts = {name: getattr(self, name) is None for name in SETTINGS}
-            known = jax.lax.cond(
-                index < num_warmup,
-                lambda: learn(
+
+            def learned() -> Learned:
+                new = learn(
                     known, index, num_warmup, made, place, num, self.target_accept,
                     most / (2 - SHORTEST), adapts,
-                ),
-                lambda: known,
-            )  # fmt: skip
-        return State(place, known, index + 1, state.seed), (place.position.T, jnp.stack(told, -1))
+                )  # fmt: skip
+                begun = begin(known, new, jnp.median(alone.mean_log_step), adapts)
+                return jax.tree.map(lambda a, b: jnp.where(index < opening, a, b), begun, new)
+
+            learning = (index >= opening - _FIRST_DRAWS) & (index < num_warmup)
+            known = jax.lax.cond(learning, learned, lambda: known)
+        if opening:
+            alone = stepped(alone, False, made.rate, self.target_accept)
+        state = State(place, alone, known, index + 1, state.seed)
+        return state, (place.position.T, jnp.stack(told, -1))
+
+    def _opening(self, num_warmup: int) -> int:
+        """Give the moves in which chains have steps of their own, and follow Hamilton's law.
+
+        One that is far away needs steps that would stop all others; where it needs them, it cannot
+        tell of the posterior's scale; and the energy that it loses a speed that is constant hides.
+        """
+        if self.step_size is not None:
+            return 0
+        least = min(_LEAST_OPENING, int(_MOST_OPENING * num_warmup))
+        return max(least, int(_OPENING * num_warmup))
 
     @staticmethod
     def flat_done(out: Any) -> Any:

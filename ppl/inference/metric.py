@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 #: A trajectory whose energy is off by more than this is called divergent, as in Stan.
 MAX_ENERGY_ERROR = 1000.0
+#: By how many units in the last place a sum over data may be off.
+_ROUNDING = 4.0
 
 
 class LowRank(NamedTuple):
@@ -58,3 +60,13 @@ def momentum(inverse_mass: Metric, noise: Any) -> Any:
 def kinetic(inverse_mass: Any, momentum: Any) -> Any:
     """Give the kinetic energy."""
     return 0.5 * jnp.sum(momentum * velocity(inverse_mass, momentum), 0)
+
+
+def beyond_rounding(log_ratio: Any, log_density: Any) -> Any:
+    """Give by how much an energy is off, without what rounding alone may make of it.
+
+    Chains that start far away, where a density of -1e12 is one of many, would else learn that ever
+    smaller steps are as bad as the last.
+    """
+    least = _ROUNDING * jnp.finfo(log_ratio.dtype).eps * jnp.abs(log_density)
+    return log_ratio - jnp.clip(log_ratio, -least, least)

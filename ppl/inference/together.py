@@ -113,8 +113,31 @@ def learn(
         old, young, mass = warmup.refit(
             known.old, known.young, known.inverse_mass, index, num_warmup, here, made.rate > 0
         )
+        if adapts["step_size"]:
+            same = known.step_size * _shrunk(known.inverse_mass, mass)
+            known = known._replace(step_size=jnp.where(last, known.step_size, same))
         known = known._replace(old=old, young=young, inverse_mass=mass)
     return known
+
+
+def begin(known: Learned, new: Learned, log_step: Any, adapts: dict[str, bool]) -> Learned:
+    """Begin to learn together: take the metric that was learned, and the steps of chains alone.
+
+    Args:
+        known: what they knew, in whose metric they moved alone.
+        new: what they have learned.
+        log_step: the logarithm of their step size.
+        adapts: which settings are learned, by name.
+    """
+    step = jnp.exp(log_step) * _shrunk(known.inverse_mass, new.inverse_mass)
+    made = known._replace(inverse_mass=new.inverse_mass, old=new.old, young=new.young)
+    made = made._replace(step_size=step.astype(known.step_size.dtype))
+    return made._replace(trajectory_length=made.step_size) if adapts["trajectory_length"] else made
+
+
+def _shrunk(old: Any, new: Any) -> Any:
+    """Give by which factor a step is shorter that is as long in another metric."""
+    return jnp.exp(-0.5 * jnp.mean(jnp.log(new / old)))
 
 
 def _mean(mean: Any, log: Any, index: Any, start: float) -> Any:

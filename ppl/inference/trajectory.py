@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, beyond_rounding, velocity
 from ppl.inference.metric import momentum as fresh_momentum
 
 #: From a position to its log density and the gradient of that.
@@ -203,7 +203,8 @@ def grow(
     # The choice among the leaves of the new half, and between the halves.
     # A leaf whose energy is no finite number is no place to go to, a density of +inf neither.
     log_ratio = jnp.where(jnp.isfinite(energy), energy - n.log_energy, -jnp.inf)
-    diverging = log_ratio < -MAX_ENERGY_ERROR
+    error = beyond_rounding(log_ratio, n.log_energy)
+    diverging = error < -MAX_ENERGY_ERROR
     new_log_weight = jnp.logaddexp(n.new_log_weight, log_ratio)
     total = jnp.logaddexp(n.log_weight, new_log_weight)
     invalid = turning | diverging
@@ -240,7 +241,7 @@ def grow(
                 depth=depth.astype(kind),
                 log_energy=n.log_energy,
                 crossing=crossing.astype(kind),
-                acceptance=n.acceptance + jnp.exp(jnp.minimum(log_ratio, 0.0)),
+                acceptance=n.acceptance + jnp.exp(jnp.minimum(error, 0.0)),
                 num_steps=n.num_steps + 1,
                 status=(finished.astype(kind) + diverging),
             )

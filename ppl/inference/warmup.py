@@ -6,7 +6,8 @@ last.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,11 @@ _SHORT, _LONG = 10, 80
 _FIRST_RANGE, _RANGE = (1e-8, 1e2), (1e-20, 1e20)
 #: The step size that warmup starts from; the metric has made it a pure number.
 FIRST_STEP = 0.5
+#: What the standard deviations of draws and gradients multiply to at most, where a metric is fitted
+#: to them. They do to one under a normal law, and to the root of the condition number where a
+#: diagonal tells little. Chains that come from far have 1e10 and more: such a metric would hold
+#: them where they are.
+_ARRIVED = 1e5
 
 
 class Moments(NamedTuple):
@@ -69,6 +75,23 @@ class Moments(NamedTuple):
         return Moments(number, self.mean + part * step, squares)
 
 
+class Steps(NamedTuple):
+    """Dual averaging: logarithms of the step size and of its average, and what moves them."""
+
+    log_step: Array
+    mean_log_step: Array
+    error: Array
+    centre: Array
+    updates: Array
+
+    @classmethod
+    def start(cls, step_size: Any) -> Steps:
+        """Start from a step size."""
+        log = jnp.log(step_size)
+        zero = jnp.zeros_like(log)
+        return cls(log, log, zero, log + math.log(10.0), zero)
+
+
 class Warmup(NamedTuple):
     """What a chain has learned.
 
@@ -92,6 +115,9 @@ class Warmup(NamedTuple):
     old: Moments
     young: Moments
     recent: Float[Array, "2 window size ..."] | None = None
+
+
+K = TypeVar("K", Steps, Warmup)
 
 
 class Packed(NamedTuple):
@@ -150,9 +176,7 @@ def start(
     if inverse_mass is None:
         inverse_mass = jnp.clip(1 / jnp.abs(gradient), *_FIRST_RANGE)
     step = jnp.asarray(FIRST_STEP if step_size is None else step_size, kind)
-    log = jnp.log(step)
-    nothing = Moments.none(position)
-    centre = log + jnp.log(jnp.asarray(10.0, kind))
+    steps, nothing = Steps.start(step), Moments.none(position)
     recent = None
     if not isinstance(inverse_mass, LowRank):
         inverse_mass = jnp.broadcast_to(jnp.asarray(inverse_mass, kind), position.shape)
@@ -162,7 +186,7 @@ def start(
         inverse_mass = LowRank(inverse_mass, unit, jnp.ones(rank, kind))
         recent = jnp.zeros((2, _LONG, *position.shape), kind)
     return Warmup(
-        step, inverse_mass, log, log, zero, centre, zero, zero, zero, nothing, nothing, recent
+        step, inverse_mass, *steps, zero, zero, nothing, nothing, recent
     )  # fmt: skip
 
 
@@ -201,7 +225,7 @@ def update(
         # In the last part the metric is fixed: the average step belongs to it alone.
         settled = index >= int(_FIXED * num_warmup)
         pull = jnp.where(settled, _CALM, _SWINGING)
-        known = _stepped(known, settled & (known.settled == 0), acceptance, target, pull)
+        known = stepped(known, settled & (known.settled == 0), acceptance, target, pull)
         known = known._replace(settled=jnp.where(settled, 1.0, known.settled))
         last = index + 1 == num_warmup
         step = jnp.where(last, known.mean_log_step, known.log_step)
@@ -240,8 +264,10 @@ def refit(
     switch = learning & (young.number >= length) & (index + length <= fixed)
     old = jax.tree.map(lambda a, b: jnp.where(switch, b, a), old, young)
     young = jax.tree.map(lambda a: jnp.where(switch, 0.0, a), young)
-    ratio = jnp.sqrt(old.squares[0] / old.squares[1])
-    fine = learning & (old.number >= 3) & jnp.isfinite(ratio) & (ratio > 0)
+    draws, gradients = jnp.sqrt(old.squares)
+    ratio = draws / gradients
+    arrived = draws * gradients <= _ARRIVED * old.number
+    fine = learning & (old.number >= 3) & arrived & jnp.isfinite(ratio) & (ratio > 0)
     return old, young, jnp.where(fine, jnp.clip(ratio, *_RANGE), inverse_mass)
 
 
@@ -321,7 +347,16 @@ def _power(matrix: Any, exponent: float) -> Any:
     return (vectors * values**exponent) @ vectors.T
 
 
-def _stepped(known: Warmup, again: Any, acceptance: Any, target: Any, pull: Any) -> Warmup:
+def stepped(known: K, again: Any, acceptance: Any, target: Any, pull: Any = _SWINGING) -> K:
+    """Learn of the step size by a move of dual averaging.
+
+    Args:
+        known: `Steps`, or what has its fields.
+        again: whether to begin anew around the average.
+        acceptance: the move's acceptance statistic.
+        target: the acceptance statistic to be reached.
+        pull: how weakly errors pull.
+    """
     centre = jnp.where(again, known.mean_log_step, known.centre)
     count = jnp.where(again, 0.0, known.updates) + 1
     error = jnp.where(again, 0.0, known.error)

@@ -373,14 +373,14 @@ def test_the_slope_is_that_of_the_criterion(x64):
     end, mean = position(time), position(time).mean(1, keepdims=True)
     velocity = root * (two * jnp.cos(time) - one * jnp.sin(time))
     begin = Place(position(0.0), end, none)
-    made = Move(begin, Place(end, end, none), velocity, (none, none), none)
+    made = Move(begin, Place(end, end, none), velocity, (none, none), none, none + 1)
     found = together.slope(made, jnp.asarray(MASS), time)
     expected = jax.grad(criterion)(jnp.log(time))
     assert 0.1 < abs(float(expected)) < together._STEEPEST
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     # A chain that accepts nothing, and is nowhere, does not count.
     lost = Place(end.at[:, 3].set(jnp.nan), end, none)
-    lost = made._replace(end=lost, log_ratio=none.at[3].set(-jnp.inf))
+    lost = made._replace(end=lost, rate=made.rate.at[3].set(0.0))
     assert np.isfinite(together.slope(lost, jnp.asarray(MASS), time))
 
 
@@ -409,7 +409,7 @@ def test_the_step_size_reaches_the_acceptance_asked_for(x64):
 
     def move(known, index):
         logs = log_rates(known.step_size)
-        made = Move(nowhere, nowhere, nowhere.position, (logs, logs), logs)
+        made = Move(nowhere, nowhere, nowhere.position, (logs, logs), logs, jnp.exp(logs))
         return together.learn(
             known, index, 300, made, nowhere, 5, 0.7, 100.0, adapts
         ), None  # fmt: skip
@@ -424,7 +424,7 @@ def test_one_chain_of_many_counts_early_and_not_later():
     """Early none is left behind; later one of a thousand does not set the step size of all."""
     rates = jnp.ones(1000).at[0].set(0.0)
     nowhere = Place(jnp.zeros((1, 1000)), jnp.zeros((1, 1000)), rates)
-    made = Move(nowhere, nowhere, jnp.zeros((1, 1000)), (rates, rates), jnp.log(rates))
+    made = Move(nowhere, nowhere, jnp.zeros((1, 1000)), (rates, rates), jnp.log(rates), rates)
     known = together.Learned.start(jnp.zeros(1), 0.1, 1.0, 1.0)
     adapts = dict.fromkeys(together.SETTINGS, False) | {"step_size": True}
 

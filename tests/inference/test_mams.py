@@ -15,8 +15,8 @@ import ppl.distributions as dist
 from ppl.errors import UnsupportedError
 from ppl.inference.chees import chees
 from ppl.inference.coordinates import coordinates
-from ppl.inference.isokinetic import MICROCANONICAL, Motion
-from ppl.inference.lockstep import Place, follow
+from ppl.inference.isokinetic import MICROCANONICAL
+from ppl.inference.lockstep import Motion, Place, follow
 from ppl.inference.many import Noise
 from ppl.inference.trace_kernel import accepted
 from ppl.results.diagnostics import ess, mcse
@@ -57,7 +57,7 @@ def test_a_kick_solves_the_equation_of_directions(x64, time):
     solved = solve_ivp(turn, (0.0, time), np.r_[u, 0.0], rtol=1e-11, atol=1e-12).y[:, -1]
     motion = Motion(jnp.asarray(u), jnp.zeros(()))
     found = MICROCANONICAL.kicked(jnp.asarray(MASS), motion, jnp.asarray(force), time)
-    np.testing.assert_allclose(found.direction, solved[:3], atol=1e-9)
+    np.testing.assert_allclose(found.vector, solved[:3], atol=1e-9)
     np.testing.assert_allclose(found.gained, solved[3], rtol=1e-8)
 
 
@@ -68,8 +68,8 @@ def test_kicks_in_single_precision():
         motion = MICROCANONICAL.kicked(
             jnp.ones(2, jnp.float32), Motion(u, jnp.zeros((), jnp.float32)), -force * u, 0.5
         )
-        assert motion.direction.dtype == jnp.float32
-        np.testing.assert_allclose(jnp.sum(motion.direction**2), 1.0, rtol=1e-6)
+        assert motion.vector.dtype == jnp.float32
+        np.testing.assert_allclose(jnp.sum(motion.vector**2), 1.0, rtol=1e-6)
         assert np.isfinite(motion.gained)
 
 

@@ -1,0 +1,132 @@
+"""Warmups that begin far away: what they must not learn there, and where they arrive."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ppl
+import ppl.distributions as dist
+from ppl.inference import together, warmup
+from ppl.inference.lockstep import Place, follow
+from ppl.inference.metric import beyond_rounding
+from ppl.inference.warmup import Moments
+from ppl.results.diagnostics import rhat
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(200, 2)).astype(np.float32)
+LIFE = rng.weibull(1.5, 200) * np.exp(2.0 + X @ [0.5, -0.3])
+CENSORED, TIME = LIFE > 15, np.minimum(LIFE, 15).astype(np.float32)
+
+#: Where the log densities are about -1e7, -1e16 and -1e25: the resolution of single precision is
+#: about 1, 1e9 and 1e18 there.
+FAR = {
+    1e7: {"shape": 2.5, "a": -1.5, "b": np.float32([0.5, -1.0])},
+    1e16: {"shape": 4.0, "a": -2.5, "b": np.float32([-1.0, 1.0])},
+    1e25: {"shape": 5.0, "a": -2.5, "b": np.float32([-1.8, 1.5])},
+}
+
+
+@ppl.model
+def survival(x, time, censored):
+    """Weibull lives, with a scale by regression. Far away its density falls exponentially."""
+    shape = ppl.sample("shape", dist.HalfNormal(2.0))
+    a = ppl.sample("a", dist.Normal(0.0, 5.0))
+    b = ppl.sample("b", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
+    log_scale = a + x @ b
+    log_ratio = jnp.log(time) - log_scale
+    hazard = jnp.log(shape) - log_scale + (shape - 1) * log_ratio
+    total = jnp.sum(jnp.where(censored, 0.0, hazard) - jnp.exp(shape * log_ratio))
+    ppl.factor("lives", total)
+
+
+PROGRAM = survival(X, TIME, CENSORED)
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_the_starts_are_as_far_as_is_said(far):
+    density = ppl.trace_of(PROGRAM, FAR[far]).log_density
+    assert 0.03 < float(-density) / far < 30
+
+
+def settled(kernel, far, num_warmup, num_chains):
+    """Run chains that start far away; say whether they have all arrived."""
+    program = ppl.mcmc(PROGRAM, kernel, 200, num_warmup, num_chains, init=FAR[far])
+    chains = ppl.run(program, 0, progress=False)
+    x = np.concatenate([chains["shape"][..., None], chains["a"][..., None], chains["b"]], -1)
+    # About 490, but for a few; and all chains agree.
+    assert np.all(np.abs(np.asarray(chains.stats["lp"]) + 490) < 30)
+    assert np.max(rhat(x.astype(float))) < 1.05
+    return chains
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_nuts_arrives(far):
+    """Before, chains learned a metric on the way in which no position could change any more."""
+    chains = settled(ppl.kernels.nuts(), far, 300, 8)
+    assert not np.any(chains.stats["diverging"])
+
+
+@pytest.mark.parametrize("far", FAR)
+@pytest.mark.parametrize("kernel", [ppl.kernels.chees(), ppl.kernels.mams()], ids=["chees", "mams"])
+def test_chains_in_lockstep_arrive(kernel, far):
+    """Before, the farthest chain set the step of all; a constant speed left it where it was."""
+    settled(kernel, far, 300, 32)
+
+
+def test_a_metric_is_not_fitted_on_the_way():
+    """Draws and gradients of an exponential wall, and of the law behind it."""
+
+    def learned(places):
+        old = young = Moments.none(jnp.zeros(1))
+        mass = jnp.asarray([7.0])
+        for index, place in enumerate(places):
+            place = jnp.asarray(place)[:, None]
+            old, young, mass = warmup.refit(old, young, mass, index, 100, place, True)
+        return float(mass[0])
+
+    wall = [(2.0 - 0.1 * i, -np.exp(20 * (2.0 - 0.1 * i))) for i in range(8)]
+    assert learned(wall) == 7.0
+    np.testing.assert_allclose(learned([(x, -x / 9.0) for x in (1.0, -2.0, 0.5, 3.0)]), 9.0, 1e-5)
+
+
+def test_rounding_is_no_error_of_the_energy():
+    """Four units in the last place, and what is more counts."""
+    found = beyond_rounding(jnp.float32([0.0, -1e9, 1e9, -1e12, -jnp.inf]), jnp.float32(-1e16))
+    assert np.all(found[:3] == 0)
+    assert found[3] < -9e11
+    assert found[4] == -jnp.inf
+    # Of a density as it is near the mode, what is left out is nothing.
+    near = beyond_rounding(jnp.float32(-0.3), jnp.float32(-500.0))
+    assert abs(float(near) + 0.3) < 3e-4
+
+
+def test_slack_forgives_a_part_of_a_gain_alone():
+    """Down a slope and up, with a density that is lower than its gradient says."""
+
+    def gradient(z):
+        return -1e6 * z[0] - 3e5 * jnp.abs(1 - z[0]), jnp.asarray([-1e6])
+
+    start = Place(jnp.ones(1), *gradient(jnp.ones(1))[::-1])
+
+    def made(slack, speed):
+        return follow(gradient, start, jnp.full(1, speed), 1e-3, 1.0, 1, slack=slack)
+
+    strict, loose, up = made(0.0, 0.0), made(0.5, 0.0), made(0.5, 2e3)
+    assert strict.end.log_density - start.log_density > 1e5
+    assert (strict.rate, strict.log_ratio) == (0.0, -jnp.inf)
+    assert loose.rate == 1.0
+    assert up.end.log_density < start.log_density
+    assert up.rate == 0.0
+
+
+def test_a_step_is_as_long_in_another_metric():
+    known = together.Learned.start(jnp.zeros(2), None, None, None)
+    new = known._replace(inverse_mass=jnp.asarray([1e-4, 1e-6]))
+    adapts: dict[str, bool] = {name: True for name in together.SETTINGS}
+    begun = together.begin(known, new, jnp.log(0.002), adapts)
+    np.testing.assert_allclose(begun.step_size, 0.002 / np.sqrt(1e-5), rtol=1e-5)
+    assert begun.trajectory_length == begun.step_size
+    fixed = together.begin(known, new, jnp.log(0.002), adapts | {"trajectory_length": False})
+    assert fixed.trajectory_length == known.trajectory_length
