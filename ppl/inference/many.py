@@ -15,6 +15,7 @@ from ppl._threefry import faster
 from ppl._types import PyTree, pytree, static
 from ppl.counts import count
 from ppl.errors import ArgumentError, UnsupportedError, message
+from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
 from ppl.inference.lockstep import (
     HAMILTONIAN,
@@ -36,12 +37,9 @@ from ppl.statements import sample
 
 #: The fewest chains that adapt together: of fewer, one move tells too little.
 FEWEST = 8
-#: In how many moves each chain comes from far by itself: a part of the warmup, but at least some,
-#: if these are no larger a part.
-_OPENING, _LEAST_OPENING, _MOST_OPENING = 0.1, 50, 0.3
-#: The part of a gain of density that their energy may be off by, lest they creep.
+#: The part of a gain of density that the energy may be off by in the opening, lest chains creep.
 _SLACK = 0.5
-#: The most leapfrog steps of such a move; and the step that none starts below.
+#: The most leapfrog steps of a move of the opening; and the step that no chain starts below.
 _OPENING_STEPS, _LEAST_STEP = 4, 1e-25
 #: The last of these moves, to which a first metric is fitted.
 _FIRST_DRAWS = 3
@@ -294,8 +292,7 @@ class LockStep(FlatKernel):
         """
         if self.step_size is not None:
             return 0
-        least = min(_LEAST_OPENING, int(_MOST_OPENING * num_warmup))
-        return max(least, int(_OPENING * num_warmup))
+        return warmup.opening(num_warmup)
 
     @staticmethod
     def flat_done(out: Any) -> Any:

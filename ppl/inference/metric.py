@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 #: A trajectory whose energy is off by more than this is called divergent, as in Stan.
 MAX_ENERGY_ERROR = 1000.0
-#: By how many units in the last place a sum over data may be off.
-_ROUNDING = 4.0
+#: By how many units in the last place a density may be off; and where chains come from far, as
+#: recursions that explode there are off by more.
+ROUNDING, ROUNDING_FAR = 4.0, 256.0
 
 
 class LowRank(NamedTuple):
@@ -62,11 +63,16 @@ def kinetic(inverse_mass: Any, momentum: Any) -> Any:
     return 0.5 * jnp.sum(momentum * velocity(inverse_mass, momentum), 0)
 
 
-def beyond_rounding(log_ratio: Any, log_density: Any) -> Any:
+def beyond_rounding(log_ratio: Any, log_density: Any, units: Any = ROUNDING) -> Any:
     """Give by how much an energy is off, without what rounding alone may make of it.
 
-    Chains that start far away, where a density of -1e12 is one of many, would else learn that ever
-    smaller steps are as bad as the last.
+    Chains that start far away, at a density of -1e12 say, would else learn that ever smaller steps
+    are as bad as the last.
+
+    Args:
+        log_ratio: the change of the energy, as computed.
+        log_density: of what size the numbers were.
+        units: how many of them, in the last place, count for nothing.
     """
-    least = _ROUNDING * jnp.finfo(log_ratio.dtype).eps * jnp.abs(log_density)
+    least = units * jnp.finfo(log_ratio.dtype).eps * jnp.abs(log_density)
     return log_ratio - jnp.clip(log_ratio, -least, least)

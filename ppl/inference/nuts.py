@@ -18,7 +18,7 @@ from ppl.counts import count
 from ppl.errors import ArgumentError, message, named_keywords
 from ppl.inference import warmup
 from ppl.inference.coordinates import Coordinates, coordinates, fit, one_number, variances
-from ppl.inference.metric import LowRank, Metric
+from ppl.inference.metric import ROUNDING, ROUNDING_FAR, LowRank, Metric
 from ppl.inference.trace_kernel import FlatKernel, Step, Time, TraceKernel, as_addresses, typical
 from ppl.inference.trajectory import Noise, Numbers, Place, Trajectory, grow, noise, rest
 from ppl.inference.warmup import Packed, Warmup
@@ -41,7 +41,8 @@ def nuts(
 
     **Meaning.** With its step size and metric fixed, as they are after warmup, it leaves the
     program's measure on choices invariant. Positions are the coordinates of `ppl.unconstrain`.
-    Discrete latents, and those not named, are held.
+    Discrete latents, and those not named, are held. An energy that is off by no more than rounding
+    (four units in the last place, at first 256) counts as right, for acceptance and divergences.
 
     Args:
         step_size: of the leapfrog integrator; None adapts it in the warmup.
@@ -169,7 +170,8 @@ class Nuts(FlatKernel):
         space = coordinates("nuts", trace, self.addresses)
         adapts = time.index < time.warmup
         step_size = jnp.where(adapts, memory.step_size, self._settled(memory))
-        after, end = self._moved_from(space, step_size, memory.inverse_mass)
+        units = _units(time.index, time.warmup)
+        after, end = self._moved_from(space, step_size, memory.inverse_mass, units)
         n, here = end.numbers, end.here
         stats = _stats(
             here.log_energy, n.status, n.num_steps, n.depth, n.acceptance, step_size
@@ -189,7 +191,7 @@ class Nuts(FlatKernel):
         return memory.step_size if self.step_size is not None else jnp.exp(memory.mean_log_step)
 
     def _moved_from(
-        self, space: Coordinates, step_size: Any, mass: Any
+        self, space: Coordinates, step_size: Any, mass: Any, units: Any = ROUNDING
     ) -> tuple[Trace, Trajectory]:
         gradient = jax.value_and_grad(space.log_density)
         z = space.start()
@@ -200,7 +202,7 @@ class Nuts(FlatKernel):
         def leaf(state: Any) -> Any:
             _, old = state
             coins = sample("coins", uniform.expand([4]).to_event(1)).astype(z.dtype)
-            new = grow(gradient, old, step_size, mass, noise(momentum, coins))
+            new = grow(gradient, old, step_size, mass, noise(momentum, coins), units)
             return new.numbers.status == 0, new
 
         first = True, rest(z, force, density, self.max_tree_depth)
@@ -270,10 +272,12 @@ class Nuts(FlatKernel):
         """Grow every chain's trajectory by a leaf."""
         known = state.warmup
 
-        def one(old: Trajectory, known: Packed, drawn: Noise | Leaves) -> tuple[Trajectory, Any]:
+        def one(
+            old: Trajectory, known: Packed, drawn: Noise | Leaves, units: Any
+        ) -> tuple[Trajectory, Any]:
             if isinstance(drawn, Leaves):
                 drawn = drawn.noise(old.numbers.status > 0, old.sums.shape[1])
-            grown = grow(gradient, old, known.step_size, known.inverse_mass, drawn)
+            grown = grow(gradient, old, known.step_size, known.inverse_mass, drawn, units)
             n, here = grown.numbers, grown.here
             told = (
                 here.log_density, here.log_energy, n.status, n.num_steps, n.depth, n.acceptance,
@@ -281,7 +285,8 @@ class Nuts(FlatKernel):
             )  # fmt: skip
             return grown, (here.position, jnp.stack(told))
 
-        grown, out = _each(one, state.trajectory, known, noise)
+        units = _units(state.index, num_warmup)
+        grown, out = _each(one, state.trajectory, known, noise, units)
         done = grown.numbers.status > 0
         if num_warmup:
             learning = done & (state.index < num_warmup)
@@ -332,6 +337,11 @@ class Nuts(FlatKernel):
             step_size=self.step_size is None,
             inverse_mass=self.inverse_mass is None,
         )
+
+
+def _units(index: Any, num_warmup: int) -> Any:
+    """Give the units in the last place that are no error, at the moves of some numbers."""
+    return jnp.where(index < warmup.opening(num_warmup), ROUNDING_FAR, ROUNDING)
 
 
 def _each(fun: Any, *trees: Any) -> Any:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppl.inference.metric import MAX_ENERGY_ERROR, beyond_rounding, velocity
+from ppl.inference.metric import MAX_ENERGY_ERROR, ROUNDING, beyond_rounding, velocity
 from ppl.inference.metric import momentum as fresh_momentum
 
 #: From a position to its log density and the gradient of that.
@@ -133,7 +133,12 @@ def rest(position: Any, gradient: Any, log_density: Any, max_depth: int) -> Traj
 
 
 def grow(
-    gradient: Gradient, old: Trajectory, step_size: Any, inverse_mass: Any, noise: Noise
+    gradient: Gradient,
+    old: Trajectory,
+    step_size: Any,
+    inverse_mass: Any,
+    noise: Noise,
+    units: Any = ROUNDING,
 ) -> Trajectory:
     """Grow a trajectory by one leaf; one that has ended is followed by the next.
 
@@ -147,6 +152,7 @@ def grow(
         step_size: positive.
         inverse_mass: the metric.
         noise: independent draws.
+        units: how many of them, in the last place of the energy, are no error of it.
 
     Source: Hoffman and Gelman (2014); Betancourt (2017), appendix A.4, for the weights; the U-turn
     criterion is Stan's, with the checks across the middle of each subtree (version 2.21), made as
@@ -203,7 +209,7 @@ def grow(
     # The choice among the leaves of the new half, and between the halves.
     # A leaf whose energy is no finite number is no place to go to, a density of +inf neither.
     log_ratio = jnp.where(jnp.isfinite(energy), energy - n.log_energy, -jnp.inf)
-    error = beyond_rounding(log_ratio, n.log_energy)
+    error = beyond_rounding(log_ratio, n.log_energy, units)
     diverging = error < -MAX_ENERGY_ERROR
     new_log_weight = jnp.logaddexp(n.new_log_weight, log_ratio)
     total = jnp.logaddexp(n.log_weight, new_log_weight)

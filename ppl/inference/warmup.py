@@ -28,6 +28,9 @@ _SHORT, _LONG = 10, 80
 _FIRST_RANGE, _RANGE = (1e-8, 1e2), (1e-20, 1e20)
 #: The step size that warmup starts from; the metric has made it a pure number.
 FIRST_STEP = 0.5
+#: How many moves the opening has: a part of the warmup, but at least some, if these are no larger a
+#: part.
+_OPENING, _LEAST_OPENING, _MOST_OPENING = 0.1, 50, 0.3
 #: What the standard deviations of draws and gradients multiply to at most, where a metric is fitted
 #: to them. They do to one under a normal law, and to the root of the condition number where a
 #: diagonal tells little. Chains that come from far have 1e10 and more: such a metric would hold
@@ -188,6 +191,11 @@ def start(
     return Warmup(
         step, inverse_mass, *steps, zero, zero, nothing, nothing, recent
     )  # fmt: skip
+
+
+def opening(num_warmup: int) -> int:
+    """Give the first moves of a warmup, in which chains come from far."""
+    return max(min(_LEAST_OPENING, int(_MOST_OPENING * num_warmup)), int(_OPENING * num_warmup))
 
 
 def update(

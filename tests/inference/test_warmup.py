@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import ppl.distributions as dist
 from ppl.inference import together, warmup
 from ppl.inference.lockstep import Place, follow
 from ppl.inference.metric import beyond_rounding
+from ppl.inference.nuts import _units
 from ppl.inference.warmup import Moments
 from ppl.results.diagnostics import rhat
 
@@ -73,6 +75,47 @@ def test_nuts_arrives(far):
 def test_chains_in_lockstep_arrive(kernel, far):
     """Before, the farthest chain set the step of all; a constant speed left it where it was."""
     settled(kernel, far, 300, 32)
+
+
+def moving_average():
+    rng = np.random.default_rng(1)
+    noise = 0.2 * rng.normal(size=201)
+    y = np.zeros(201)
+    for t in range(1, 201):
+        y[t] = 0.9 * y[t - 1] + noise[t] - 0.1 * noise[t - 1]
+    return y[1:].astype(np.float32)
+
+
+@ppl.model
+def explosive(y):
+    """An ARMA(1, 1) series, whose errors grow without bound where |theta| > 1."""
+    mu, phi, theta = (ppl.sample(a, dist.Normal(0.0, 2.0)) for a in ("mu", "phi", "theta"))
+    sigma = ppl.sample("sigma", dist.HalfCauchy(2.5))
+
+    def error(old, pair):
+        new = pair[1] - mu - phi * pair[0] - theta * old
+        return new, new
+
+    _, errors = jax.lax.scan(error, jnp.zeros(()), (y[:-1], y[1:]))
+    ppl.factor("y", jnp.sum(dist.Normal(0.0, sigma).log_prob(errors)))
+
+
+def test_nuts_arrives_from_where_a_recursion_explodes():
+    start = {"mu": -0.9, "phi": 1.4, "theta": -1.08, "sigma": 0.5}
+    program = explosive(moving_average())
+    assert ppl.trace_of(program, start).log_density < -1e13
+    kernel = ppl.kernels.nuts()
+    chains = ppl.run(ppl.mcmc(program, kernel, 200, 300, 16, init=start), 0, progress=False)
+    assert np.all(np.asarray(chains.stats["lp"]) > -50)
+    assert np.max(rhat(np.stack([chains[a] for a in start], -1).astype(float))) < 1.05
+
+
+def test_rounding_counts_for_less_at_first():
+    """Of 300 moves the opening has 50, of 100 it has 30, of 1000 100."""
+    for num_warmup, opening in ((0, 0), (100, 30), (300, 50), (1000, 100)):
+        units = np.asarray(_units(jnp.arange(200), num_warmup))
+        assert np.all(units[:opening] == 256)
+        assert np.all(units[opening:] == 4)
 
 
 def test_a_metric_is_not_fitted_on_the_way():
