@@ -114,7 +114,8 @@ def _of_draws(
         chains = [f"Chain {k}" for k in range(num_chains)]
         yield (
             f"{_some(chains, stuck.any(axis=1))} never moved in {_some(rows, stuck.any(axis=0))}. "
-            "Try another initial value, a longer warmup, or a smaller step size."
+            "Try another initial value, a longer warmup, or a smaller step size; or double "
+            "precision (JAX_ENABLE_X64=1), should the density be huge there."
         )
     high = values["rhat"] > _RHAT_LIMIT
     if high.any():
