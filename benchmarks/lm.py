@@ -140,6 +140,8 @@ def main() -> None:
     path = ppl.lm.smollm2()
     model = ppl.lm.Llama.load(path)
     sides = [s for s in options.sides if s != "LLaMPPL" or installed("llamppl")]
+    if len(sides) < len(options.sides):
+        print("LLaMPPL: not installed (python -m pip install llamppl transformers torch)")
     print(f"{options.steps} steps of {options.tokens} tokens, {options.rounds} rounds by turns")
     for number in options.particles:
         sizes = (number, options.steps, options.tokens)
@@ -171,6 +173,8 @@ def main() -> None:
             )
     if installed("llama_cpp"):
         print(f"llama.cpp, one text: {llama_cpp(str(path), 128):.0f} tokens/s")
+    else:
+        print("llama.cpp: not installed (python -m pip install llama-cpp-python)")
 
 
 def rows(
