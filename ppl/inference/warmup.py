@@ -310,7 +310,8 @@ def _fitted(metric: LowRank, recent: Any, again: Any) -> LowRank:
     """
     rank = metric.stretch.shape[0]
 
-    def one(draws: Any, slopes: Any, variance: Any) -> tuple[Any, Any]:
+    def one(draws: Any, slopes: Any, variance: Any) -> tuple[Any, Any, Any]:
+        arrived = jnp.all(jnp.std(draws, 0) * jnp.std(slopes, 0) <= _ARRIVED)
         root = jnp.sqrt(variance)
         draws = (draws - jnp.mean(draws, 0)) / root
         slopes = (slopes - jnp.mean(slopes, 0)) * root
@@ -322,17 +323,22 @@ def _fitted(metric: LowRank, recent: Any, again: Any) -> LowRank:
         values, vectors = jnp.linalg.eigh(mean)
         values = jnp.maximum(values, jnp.finfo(values.dtype).eps)
         order = jnp.argsort(-jnp.abs(jnp.log(values)))[:rank]
-        return basis @ vectors[:, order], values[order]
+        return basis @ vectors[:, order], values[order], arrived
 
-    def fit() -> tuple[Any, Any]:
+    def fit() -> tuple[Any, Any, Any]:
         fun = one
         for _ in range(jnp.ndim(again)):
             fun = jax.vmap(fun, in_axes=-1, out_axes=-1)
         return fun(recent[0], recent[1], metric.variance)
 
-    old = metric.directions, metric.stretch
-    directions, stretch = jax.lax.cond(jnp.any(again), fit, lambda: old)
-    fine = again & jnp.all(jnp.isfinite(directions), (0, 1)) & jnp.all(jnp.isfinite(stretch), 0)
+    old = metric.directions, metric.stretch, again
+    directions, stretch, arrived = jax.lax.cond(jnp.any(again), fit, lambda: old)
+    fine = (
+        again
+        & arrived
+        & jnp.all(jnp.isfinite(directions), (0, 1))
+        & jnp.all(jnp.isfinite(stretch), 0)
+    )
     return metric._replace(
         directions=jnp.where(fine, directions, metric.directions),
         stretch=jnp.where(fine, stretch, metric.stretch),

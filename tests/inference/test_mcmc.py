@@ -144,6 +144,30 @@ def test_starts_are_searched_until_the_density_is_finite():
     assert np.all(np.asarray(chains["x"]) > 1.6)
 
 
+@pytest.mark.parametrize("low", [-1e6, -1e9])
+def test_starts_are_searched_until_rounding_leaves_a_nat(low):
+    # In single precision -1e9 is known to 120, -1e6 to 0.1. Of Uniform(-2, 2), 10 % is above 1.6.
+    @ppl.model
+    def m():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.factor("cliff", jnp.where(x > 1.6, 0.0, low))
+
+    kernel = ppl.kernels.nuts(step_size=1e-6, max_tree_depth=1)
+    chains = ppl.run(ppl.mcmc(m(), kernel, 1, 0, 16), 0)
+    assert np.all(np.asarray(chains["x"]) > 1.6) == (low == -1e9)
+
+
+def test_a_density_that_is_nowhere_known_to_a_nat_is_started_from_the_first_draw():
+    @ppl.model
+    def m(everywhere):
+        ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.factor("large", everywhere)
+
+    kernel = ppl.kernels.nuts(step_size=1e-6, max_tree_depth=1)
+    starts = [ppl.run(ppl.mcmc(m(e), kernel, 1, 0, 4), 0)["x"] for e in (0.0, -1e9)]
+    np.testing.assert_allclose(starts[0], starts[1], atol=1e-4)
+
+
 # --- The same draws, whatever happens around ----------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import ppl
 import ppl.distributions as dist
 from ppl.inference import together, warmup
 from ppl.inference.lockstep import Place, follow
-from ppl.inference.metric import beyond_rounding
+from ppl.inference.metric import LowRank, beyond_rounding
 from ppl.inference.nuts import _units
 from ppl.inference.warmup import Moments
 from ppl.results.diagnostics import rhat
@@ -63,10 +63,11 @@ def settled(kernel, far, num_warmup, num_chains):
     return chains
 
 
+@pytest.mark.parametrize("low_rank", [0, 3])
 @pytest.mark.parametrize("far", FAR)
-def test_nuts_arrives(far):
+def test_nuts_arrives(far, low_rank):
     """Before, chains learned a metric on the way in which no position could change any more."""
-    chains = settled(ppl.kernels.nuts(), far, 300, 8)
+    chains = settled(ppl.kernels.nuts(low_rank=low_rank), far, 300, 8)
     assert not np.any(chains.stats["diverging"])
 
 
@@ -132,6 +133,29 @@ def test_a_metric_is_not_fitted_on_the_way():
     wall = [(2.0 - 0.1 * i, -np.exp(20 * (2.0 - 0.1 * i))) for i in range(8)]
     assert learned(wall) == 7.0
     np.testing.assert_allclose(learned([(x, -x / 9.0) for x in (1.0, -2.0, 0.5, 3.0)]), 9.0, 1e-5)
+
+
+def test_directions_are_not_found_on_the_way():
+    """Draws that come down an exponential wall, and those of a normal law with a long axis."""
+    x = np.random.default_rng(2).normal(size=(80, 2))
+
+    @jax.jit
+    def stretch(places):
+        def learn(known, item):
+            index, place = item
+            return warmup.update(known, index, 1000, place, 0.8, True, 0.8), None
+
+        known = warmup.start(places[0], low_rank=1)
+        known, _ = jax.lax.scan(learn, known, (jnp.arange(80), places))
+        assert isinstance(known.inverse_mass, LowRank)
+        return known.inverse_mass.stretch[0]
+
+    wall = np.linspace(2.0, 0.5, 80)[:, None] + 0.01 * x
+    assert stretch(jnp.asarray(np.stack([wall, -np.exp(20 * wall)], 1))) == 1
+    turn = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    draws, gradients = x * [5.0, 1.0] @ turn, -x / [5.0, 1.0] @ turn
+    found = stretch(jnp.asarray(np.stack([draws, gradients], 1)))
+    np.testing.assert_allclose(jnp.abs(jnp.log(found)), np.log(5), rtol=0.1)
 
 
 def test_rounding_is_no_error_of_the_energy():

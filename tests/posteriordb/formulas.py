@@ -183,17 +183,18 @@ def _gp(data, v):
 
 
 def _accel(data, v):
-    def part(name: str) -> tuple[float, np.ndarray]:
+    """In z sqrt(1 + (w / c)^2) for the coefficients w z; c is 2, and 0.3 for the log sd."""
+
+    def part(name: str, c: float) -> tuple[float, np.ndarray]:
         sd, l, z = v[f"sdgp{name}_1"], v[f"lscale{name}_1"], v[f"zgp{name}_1"]  # noqa: E741
         lam = np.asarray(data[f"slambda{name}_1"])[:, 0]
         density = sd**2 * np.sqrt(2 * np.pi) * l * np.exp(-0.5 * (l * lam) ** 2)
         prior = _student(sd, 3, 0, 36) + float(stats.invgamma.logpdf(l, 1.124909, scale=0.0177))
-        return prior + _normal(z, 0.0, 1.0), np.asarray(data[f"Xgp{name}_1"]) @ (
-            np.sqrt(density) * z
-        )
+        prior += _normal(z, 0.0, 1.0) - 0.5 * float(np.sum(np.log1p(density / c**2)))
+        return prior, np.asarray(data[f"Xgp{name}_1"]) @ (np.sqrt(density) * z)
 
-    prior, mean = part("")
-    prior_sigma, log_sd = part("_sigma")
+    prior, mean = part("", 2.0)
+    prior_sigma, log_sd = part("_sigma", 0.3)
     prior += prior_sigma + _student(v["Intercept"], 3, -13, 36)
     prior += _student(v["Intercept_sigma"], 3, 0, 10)
     sd = np.exp(v["Intercept_sigma"] + log_sd)
