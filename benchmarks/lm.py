@@ -41,10 +41,14 @@ PROMPT = (
 ) * 3
 
 
-def verifier(context: Any) -> Any:
+def judged(tokens: Any) -> Any:
     """Judge a text by its tokens, as unevenly as a real verifier would."""
-    mixed = jnp.sum(context.tokens * (1 + jnp.arange(context.tokens.shape[-1]))) % 97
-    return 0.05 + 0.9 * mixed / 96
+    return 0.05 + 0.9 * ((tokens * (1 + np.arange(len(tokens)))).sum() % 97) / 96
+
+
+def verifier(context: Any) -> Any:
+    """Judge what was said."""
+    return judged(context.tokens)
 
 
 def task_of(context: Any, steps: int, tokens: int) -> Any:
@@ -99,7 +103,7 @@ def again(model: Any, number: int, steps: int, tokens: int) -> Callable[[], Any]
             keys = jax.random.split(jax.random.fold_in(key, i), number)
             drawn = step(length, model, first.state, texts, keys)
             texts = texts.at[:, length : length + tokens].set(drawn)
-            weights = jax.vmap(lambda t: 0.05 + 0.9 * (jnp.sum(t) % 97) / 96)(texts)
+            weights = jax.vmap(judged)(texts)
             chosen = ppl.distributions.SystematicResampling(jnp.log(weights)).sample(keys[0])
             texts, length = texts[chosen], length + tokens
         return texts
@@ -116,11 +120,6 @@ def llama_cpp(path: str, tokens: int) -> float:
     began = time.perf_counter()
     made = model.create_completion(PROMPT, max_tokens=tokens, temperature=1.0)
     return made["usage"]["completion_tokens"] / (time.perf_counter() - began)
-
-
-def weigh(tokens: Any) -> float:
-    """Weigh a text as `verifier` does."""
-    return 0.05 + 0.9 * (int(np.sum(np.multiply(tokens, 1 + np.arange(len(tokens))))) % 97) / 96
 
 
 SIDES = "ppl", "again", "LLaMPPL"
@@ -150,7 +149,7 @@ def main() -> None:
         if "again" in sides:
             made["again"] = again(model, *sizes)
         if "LLaMPPL" in sides:
-            made["LLaMPPL"] = llamppl_sampler(str(path), PROMPT, number, weigh)(*sizes[1:])
+            made["LLaMPPL"] = llamppl_sampler(str(path), PROMPT, number, judged)(*sizes[1:])
         cold = []
         for run in made.values():
             began = time.perf_counter()

@@ -13,14 +13,14 @@ import asyncio
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 
 def llamppl_sampler(
-    path: str, prompt: str, number: int, weigh: Callable[[Sequence[int]], float]
+    path: str, prompt: str, number: int, weigh: Callable[[np.ndarray], float]
 ) -> Callable[[int, int], Callable[[], Any]]:
     """Load the model once; from steps and tokens a step to what runs the particles.
 
@@ -54,7 +54,7 @@ def llamppl_sampler(
         async def step(self) -> None:
             for _ in range(self.tokens):
                 await self.sample(self.context.next_token())
-            self.score(math.log(weigh(self.context.tokens)))
+            self.score(math.log(weigh(np.asarray(self.context.tokens))))
             self.left -= 1
             if not self.left:
                 self.finish()

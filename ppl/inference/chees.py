@@ -29,6 +29,8 @@ def chees(
     leaves the program's measure on choices invariant. Positions are the coordinates of
     `ppl.unconstrain`. Discrete latents, and those not named, are held. A trajectory whose energy is
     no finite number, or off by more than 1000, is rejected, and called divergent.
+    Acceptance statistics leave out what rounding alone makes of an energy, as those of
+    `ppl.kernels.nuts` do.
 
     All chains make a move of the same number of leapfrog steps: no chain waits, and an accelerator
     is always full. In the warmup they learn from one another, so what a chain draws depends on all

@@ -32,6 +32,8 @@ def mams(
     follows a trajectory of constant speed that the gradient turns, and accepts its end or not: the
     acceptance ratio has the volume that the turns contract. A trajectory whose ratio is no finite
     number, or below exp(-1000), is rejected, and called divergent.
+    Acceptance statistics leave out what rounding alone makes of an energy, as those of
+    `ppl.kernels.nuts` do.
 
     As the speed is constant, a gradient that is large somewhere costs no small steps everywhere:
     there are more effective draws a gradient than by `ppl.kernels.chees`, whose settings, units and
