@@ -67,6 +67,8 @@ METHODS = (
     *("single", "self-consistency", "best-of-n", "weighted vote", "importance"),
     *("beam", "DVTS", "particle filter", "as published"),
 )
+#: All methods answer the same problems.
+_ONE = "particle filter"
 Right = dict[tuple[str, int, float], list[bool]]
 
 
@@ -126,13 +128,22 @@ def numbers_of(right: Right, noise: float) -> list[int]:
     return sorted({n for _, n, s in right if s == noise})
 
 
+def finished(right: Right, noise: float) -> list[int]:
+    """List the numbers of runs that all problems were answered by, at a noise."""
+    whole = max(len(flags) for flags in right.values())
+    return [n for n in numbers_of(right, noise) if len(right[_ONE, n, noise]) == whole]
+
+
 def table(right: Right) -> str:
-    """Write accuracies by method and N, a block for each noise."""
-    lines = []
+    """Write accuracies by method and N, a block for each noise; and which are not all there yet."""
+    lines, whole = [], max(len(flags) for flags in right.values())
     for noise in noises_of(right):
         numbers = numbers_of(right, noise)
+        counts = [len(right[_ONE, n, noise]) for n in numbers]
+        parts = ["" if k == whole else f" ({k} of {whole})" for k in counts]
+        heads = [f"N = {n}{part}" for n, part in zip(numbers, parts, strict=True)]
         lines.append(f"noise {noise:g} on the verifier's logit (+-{MARGIN:g})")
-        lines.append(f"  {'method':<18}" + "".join(f"{f'N = {n}':>20}" for n in numbers))
+        lines.append(f"  {'method':<18}" + "".join(f"{head:>20}" for head in heads))
         for name in METHODS:
             cells = [interval(right[name, n, noise]) for n in numbers]
             shown = [f"{p:.3f} ({low:.2f}-{high:.2f})" for p, low, high in cells]
@@ -151,7 +162,7 @@ def compared(right: Right, one: str, two: str, number: int, noise: float) -> tup
 def runs_needed(right: Right, method: str, accuracy: float, noise: float) -> float:
     """Give the number of runs at which a method comes to an accuracy, in between by logarithms."""
     before = None
-    for n in numbers_of(right, noise):
+    for n in finished(right, noise):
         share = float(np.mean(right[method, n, noise]))
         if share >= accuracy:
             if before is None or share == before[1]:
@@ -166,7 +177,9 @@ def verdict(right: Right) -> tuple[bool, str]:
     """Say what came out."""
     lines, good = [], True
     for noise in noises_of(right):
-        most = numbers_of(right, noise)[-1]
+        if not (numbers := finished(right, noise)):
+            continue
+        most = numbers[-1]
         wins, losses, p = compared(right, "particle filter", "best-of-n", most, noise)
         target = float(np.mean(right["best-of-n", most, noise]))
         needed = runs_needed(right, "particle filter", target, noise)

@@ -75,6 +75,18 @@ def test_counts_and_intervals():
     assert scaling.runs_needed(right, "particle filter", 0.9, 1.0) == math.inf
 
 
+def test_what_is_not_finished_counts_for_no_verdict():
+    """Sixteen runs have answered one problem of twenty, and none of those right."""
+    right = {(m, 4, 1.0): [m == "particle filter"] * 20 for m in scaling.METHODS}
+    right |= {(m, 16, 1.0): [m == "best-of-n"] for m in scaling.METHODS}
+    right |= {(m, 16, 3.0): [False] for m in scaling.METHODS}
+    good, text = scaling.verdict(right)
+    assert good
+    assert "at N = 4: 20 problems won" in text
+    assert "noise 3" not in text
+    assert "N = 16 (1 of 20)" in scaling.table(right)
+
+
 @pytest.mark.slow
 def test_the_whole_study_on_a_table(tmp_path, monkeypatch):
     """All methods run on a model of single letters, which gets nothing right."""
