@@ -138,9 +138,8 @@ def main() -> None:
     options = parser.parse_args()
     path = ppl.lm.smollm2()
     model = ppl.lm.Llama.load(path)
-    sides = [s for s in options.sides if s != "LLaMPPL" or installed("llamppl")]
-    if len(sides) < len(options.sides):
-        print("LLaMPPL: not installed (python -m pip install llamppl transformers torch)")
+    needs = "llamppl transformers torch"
+    sides = [s for s in options.sides if s != "LLaMPPL" or installed("llamppl", needs)]
     print(f"{options.steps} steps of {options.tokens} tokens, {options.rounds} rounds by turns")
     for number in options.particles:
         sizes = (number, options.steps, options.tokens)
@@ -170,10 +169,8 @@ def main() -> None:
                 f"{100 * (1 - 1 / found.best(1)):.1f} %\n",
                 flush=True,
             )
-    if installed("llama_cpp"):
+    if installed("llama_cpp", "llama-cpp-python"):
         print(f"llama.cpp, one text: {llama_cpp(str(path), 128):.0f} tokens/s")
-    else:
-        print("llama.cpp: not installed (python -m pip install llama-cpp-python)")
 
 
 def rows(

@@ -39,11 +39,18 @@ Filter = Callable[[Any, int, int], Any]
 """From a model's numbers, a number of particles and a seed: the log evidence."""
 
 
-def installed(package: str) -> bool:
-    """Tell whether a package is there, and say so if it is not."""
+def installed(package: str, needs: str | None = None) -> bool:
+    """Tell whether a package is there, and say what to install if it is not.
+
+    Args:
+        package: its name where it is imported.
+        needs: what installs it, where that has another name, and what else it takes.
+    """
     found = importlib.util.find_spec(package) is not None
     if not found:
-        print(f"{package} is not installed, and is left out: pip install {package}")
+        print(
+            f"{package} is not installed, and is left out: python -m pip install {needs or package}"
+        )
     return found
 
 

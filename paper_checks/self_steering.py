@@ -21,6 +21,11 @@ Reported: the share that is right, with Wilson's interval; how probable the mode
 sentences, in nats a token; and the log evidence, that is, the log probability that the model by
 itself writes a sentence that matches, with its standard deviation over runs.
 
+Ten runs of 32 particles (eight minutes on two cores): of 192 unaided sentences none keeps its
+constraint. Those of SMC are likelier than local ones by 2.4, 1.6 and 1.0 nats a token (standard
+errors 0.2, 0.2 and 0.4). The standard deviation of its log evidence over runs is 1.4, 0.7 and 1.7,
+that of importance sampling 2.8, 1.5 and 1.8.
+
 Checked: weighted sentences are more probable than local ones, all of them keep the constraint, and
 SMC's evidence is not noisier than importance sampling's in the mean over tasks.
 """
