@@ -202,10 +202,10 @@ def plot(right: Right, folder: Path) -> None:
     """Draw accuracy against the number of runs, a panel for each noise."""
     from matplotlib.figure import Figure
 
-    noises = noises_of(right)
+    noises = [s for s in noises_of(right) if finished(right, s)]
     figure = Figure(figsize=(5.2 * len(noises), 4.2), layout="constrained")
     for axis, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
-        numbers = numbers_of(right, noise)
+        numbers = finished(right, noise)
         for k, name in enumerate(METHODS):
             cells = np.array([interval(right[name, n, noise]) for n in numbers])
             axis.plot(numbers, cells[:, 0], "o-", label=name, color=f"C{k}")
