@@ -24,7 +24,7 @@ RADIUS, TRIES = 2.0, 100
 def drawn_start(space: Unconstrained, given: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
     """Draw a point of unconstrained space until its density and gradient are finite.
 
-    It should be known to a nat, too: where rounding alone is more, as at a log density of -1e8 in
+    The log density should be known to a nat, too: where rounding alone is more, as at -1e8 in
     single precision, a chain cannot tell up from down. If no draw is, the first finite one is
     taken: with much data there may be none.
 
