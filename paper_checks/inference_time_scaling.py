@@ -67,7 +67,7 @@ METHODS = (
     *("single", "self-consistency", "best-of-n", "weighted vote", "importance"),
     *("beam", "DVTS", "particle filter", "as published"),
 )
-#: All methods answer the same problems.
+#: Whose answers are counted: all methods answer the same problems.
 _ONE = "particle filter"
 Right = dict[tuple[str, int, float], list[bool]]
 
@@ -177,7 +177,11 @@ def verdict(right: Right) -> tuple[bool, str]:
     """Say what came out."""
     lines, good = [], True
     for noise in noises_of(right):
-        if not (numbers := finished(right, noise)):
+        numbers = finished(right, noise)
+        if left := sorted({*numbers_of(right, noise)} - {*numbers}):
+            named = ", ".join(map(str, left))
+            lines.append(f"noise {noise:g}: N = {named} not finished, and left out of what follows")
+        if not numbers:
             continue
         most = numbers[-1]
         wins, losses, p = compared(right, "particle filter", "best-of-n", most, noise)

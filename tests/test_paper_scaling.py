@@ -83,7 +83,9 @@ def test_what_is_not_finished_counts_for_no_verdict():
     good, text = scaling.verdict(right)
     assert good
     assert "at N = 4: 20 problems won" in text
-    assert "noise 3" not in text
+    assert "noise 1: N = 16 not finished" in text
+    assert "noise 3: N = 16 not finished" in text
+    assert "noise 3: particle filter" not in text
     assert "N = 16 (1 of 20)" in scaling.table(right)
 
 

@@ -59,8 +59,9 @@ def mcmc(
         num_chains: chains, run side by side; on a CPU, those of NUTS on all of its cores.
         init: starting values by address, of shape (*site) for all chains or (chain, *site). Those
             not given are drawn: each unconstrained coordinate from Uniform(-2, 2), again until the
-            density and its gradient are finite, and rounding leaves a nat of the density, if it
-            does somewhere; discrete sites from the program, again as well.
+            log density and its gradient are finite, and rounding moves it by no more than a nat
+            (where that never happens, the first finite draw is taken); discrete sites from the
+            program, again as well.
         thin: only every thin-th move is kept.
         keep: addresses whose draws are kept; None for all.
 

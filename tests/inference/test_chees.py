@@ -437,29 +437,6 @@ def test_one_chain_of_many_counts_early_and_not_later():
     assert step_size(99) > 0.1
 
 
-def test_a_step_stays_as_long_while_the_metric_is_learned(x64):
-    """But for the last: what follows are draws in the metric that the average belongs to."""
-    rates = jnp.full(50, 0.651)
-    scales = jnp.asarray([[10.0], [0.1]])
-    adapts = dict.fromkeys(together.SETTINGS, True) | {"trajectory_length": False}
-
-    @jax.jit
-    def learned(known, index, key):
-        x = scales * jax.random.normal(key, (2, 50))
-        place = Place(x, -x / scales**2, rates)
-        made = Move(place, place, x, (rates, rates), jnp.log(rates), rates)
-        return together.learn(known, index, 100, made, place, 5, 0.651, 100.0, adapts)
-
-    known = together.Learned.start(jnp.ones(2), None, None, 1.0)
-    lengths, masses = [], []
-    for index in range(20):
-        known = learned(known, index, jax.random.key(index))
-        masses.append(known.inverse_mass)
-        lengths.append(known.step_size * jnp.exp(jnp.mean(jnp.log(known.inverse_mass)) / 2))
-    assert np.max(np.ptp(np.log(masses), axis=0)) > 1
-    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-9)
-
-
 # --- What is refused ----------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl.inference import together, warmup
-from ppl.inference.lockstep import Place, follow
+from ppl.inference.lockstep import Move, Place, follow
 from ppl.inference.metric import LowRank, beyond_rounding
 from ppl.inference.nuts import _units
 from ppl.inference.warmup import Moments
@@ -197,3 +197,25 @@ def test_a_step_is_as_long_in_another_metric():
     assert begun.trajectory_length == begun.step_size
     fixed = together.begin(known, new, jnp.log(0.002), adapts | {"trajectory_length": False})
     assert fixed.trajectory_length == known.trajectory_length
+
+
+def test_a_step_stays_as_long_while_the_metric_is_learned(x64):
+    rates = jnp.full(50, 0.651)
+    scales = jnp.asarray([[10.0], [0.1]])
+    adapts = dict.fromkeys(together.SETTINGS, True) | {"trajectory_length": False}
+
+    @jax.jit
+    def learned(known, index, key):
+        x = scales * jax.random.normal(key, (2, 50))
+        place = Place(x, -x / scales**2, rates)
+        made = Move(place, place, x, (rates, rates), jnp.log(rates), rates)
+        return together.learn(known, index, 100, made, place, 5, 0.651, 100.0, adapts)
+
+    known = together.Learned.start(jnp.ones(2), None, None, 1.0)
+    lengths, masses = [], []
+    for index in range(20):
+        known = learned(known, index, jax.random.key(index))
+        masses.append(known.inverse_mass)
+        lengths.append(known.step_size * jnp.exp(jnp.mean(jnp.log(known.inverse_mass)) / 2))
+    assert np.max(np.ptp(np.log(masses), axis=0)) > 1
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-9)
