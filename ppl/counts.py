@@ -8,8 +8,8 @@ from typing import Any
 from ppl.errors import ArgumentError, message
 
 
-def count(operation: str, name: str, value: Any, least: int = 1) -> int:
-    """Give a number of things, or raise `ArgumentError`."""
+def count(operation: str, name: str, value: Any, least: int = 1, example: int = 100) -> int:
+    """Give a number of things, or raise `ArgumentError` with an example of one."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -19,7 +19,7 @@ def count(operation: str, name: str, value: Any, least: int = 1) -> int:
             message(
                 f"{operation} got {name}={value!r}",
                 needs="a positive integer" if least == 1 else f"an integer of at least {least}",
-                fix=f"{name}={max(least, 100)}",
+                fix=f"{name}={max(least, example)}",
             )
         )
     return number

@@ -7,6 +7,7 @@ from ppl.inference.lm.backend import LanguageModel
 from ppl.inference.lm.beam import beam, dvts, rebase
 from ppl.inference.lm.completions import Completion, Request
 from ppl.inference.lm.context import Context
+from ppl.inference.lm.grammars import grammar
 from ppl.inference.lm.http import ServerError
 from ppl.inference.lm.judge import Judge, judge
 from ppl.inference.lm.llama import Llama
@@ -58,6 +59,7 @@ __all__ = [
     "dvts",
     "exchange",
     "generate",
+    "grammar",
     "judge",
     "learn_twist",
     "observe",

@@ -103,8 +103,42 @@ def over_tokens(vocabulary: Vocabulary, table: np.ndarray) -> np.ndarray:
     for i, p in enumerate(pieces):
         letters[i, : len(p)] = list(p)
     own = np.arange(table.shape[0])[:, None]
-    table = np.concatenate([table, own], axis=1)
+    table = np.concatenate([table, own], axis=1).astype(np.int32)
     states = np.broadcast_to(own, (table.shape[0], len(pieces)))
     for column in letters.T:
         states = table[states, column]
     return states
+
+
+def over_vocabulary(
+    vocabulary: Vocabulary, table: np.ndarray, accepting: np.ndarray
+) -> Automaton | None:
+    """Make the automaton of what an automaton over bytes accepts, without dead ends.
+
+    Args:
+        vocabulary: the tokens; special ones must not come.
+        table: the next state by state and byte; the last state is a dead end.
+        accepting: by state, the last one left out, whether the text may end.
+
+    Returns:
+        The automaton; None if the tokens can spell nothing that is accepted.
+    """
+    dead = table.shape[0] - 1
+    moves = over_tokens(vocabulary, table)[:dead]
+    moves = np.where(moves == dead, DEAD, moves)
+    moves[:, [p is None for p in vocabulary.pieces]] = DEAD
+    live = _live(moves, accepting)
+    if not live[:1].any():
+        return None
+    number = np.append(np.where(live, np.cumsum(live) - 1, DEAD), DEAD)
+    return automaton(number[moves[live]], accepting[live])
+
+
+def _live(moves: np.ndarray, accepting: np.ndarray) -> np.ndarray:
+    """Find the states from which some text can still be accepted."""
+    live = accepting.copy()
+    while True:
+        wider = live | np.any((moves != DEAD) & live[moves], axis=1)
+        if (wider == live).all():
+            return live
+        live = wider

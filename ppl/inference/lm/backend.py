@@ -77,10 +77,11 @@ class LanguageModel(eqx.Module):
             draft: another model of the same vocabulary that reads along, to propose tokens:
                 `ppl.lm.step(..., proposal="draft")`.
             mask: what the whole text has to match, over all steps: a regular expression, or an
-                automaton. Every step weighs by the probability of what it had to avoid. The text
-                ends where nothing can follow, and weighs nothing if it fills its room without a
-                match. `context.matched` tells whether it matches so far: at the end of a program,
-                `ppl.lm.condition("done", context.matched)`. `ppl.lm.reasoning` sees to that itself.
+                automaton (`ppl.lm.regex`, `grammar`). Every step weighs by the probability of what
+                it had to avoid. The text ends where nothing can follow, and weighs nothing if it
+                fills its room without a match. `context.matched` tells whether it matches so far:
+                at the end of a program, `ppl.lm.condition("done", context.matched)`.
+                `ppl.lm.reasoning` sees to that itself.
 
         Returns:
             A `Context`, which `ppl.lm.step` continues.

@@ -9,29 +9,61 @@ from typing import Any
 import numpy as np
 
 from ppl.errors import ArgumentError, UnsupportedError, message
-from ppl.inference.lm.automaton import DEAD, Automaton, automaton, over_tokens
-from ppl.inference.lm.vocabulary import Vocabulary
+from ppl.inference.lm.automaton import Automaton, over_vocabulary
+from ppl.inference.lm.vocabulary import Vocabulary, require_vocabulary
 
 
-@functools.lru_cache(maxsize=64)
 def regex(pattern: str, vocabulary: Vocabulary) -> Automaton:
     """Make the automaton of a regular expression, which has to match a whole text.
 
     Args:
         pattern: a regular expression without references and the like. A dot is any character but a
-            line break.
+            line break. A JSON schema becomes one by `outlines_core.json_schema`'s
+            `build_regex_from_schema`; what refers to itself is for `grammar`.
         vocabulary: the tokens; `lm.vocabulary`.
 
     Raises:
         UnsupportedError: the package interegular is not installed.
         ArgumentError: it cannot read the pattern, or the tokens can spell nothing that matches.
     """
+    return _automaton(pattern, require_vocabulary("regex", vocabulary))
+
+
+@functools.lru_cache(maxsize=64)
+def _automaton(pattern: str, vocabulary: Vocabulary) -> Automaton:
+    machine = over_vocabulary(vocabulary, *over_bytes(pattern, "regex"))
+    if machine is None:
+        raise ArgumentError(
+            message(
+                f"regex got {pattern!r}",
+                needs=f"a pattern of which {vocabulary} can spell some text",
+                fix="see vocabulary.pieces for what there is",
+            )
+        )
+    return machine
+
+
+def over_bytes(pattern: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Make the automaton of a regular expression over the bytes of UTF-8.
+
+    Args:
+        pattern: the regular expression.
+        what: who asks, for messages.
+
+    Returns:
+        The next state by state and byte, the first state the initial one and the last a dead end;
+        and by state, whether a text may end in it.
+
+    Raises:
+        UnsupportedError: the package interegular is not installed.
+        ArgumentError: it cannot read the pattern.
+    """
     try:
         import interegular
     except ImportError:
         raise UnsupportedError(
             message(
-                f"regex got {pattern!r}",
+                f"{what} got {pattern!r}",
                 needs="the package interegular, which makes automata of patterns",
                 fix="python -m pip install interegular",
             )
@@ -41,44 +73,16 @@ def regex(pattern: str, vocabulary: Vocabulary) -> Automaton:
     except (ValueError, interegular.Unsupported, interegular.InvalidSyntax) as error:
         raise ArgumentError(
             message(
-                f"regex got {pattern!r}, of which interegular says: {error!r}",
+                f"{what} got {pattern!r}, of which interegular says: {error!r}",
                 needs="a pattern that an automaton can match",
                 fix='ppl.lm.regex("[0-9]+", lm.vocabulary)',
             )
         ) from None
-    table, accepting = _by_byte(machine)
-    dead = table.shape[0] - 1
-    moves = over_tokens(vocabulary, table)[:dead]
-    moves = np.where(moves == dead, DEAD, moves)
-    moves[:, [p is None for p in vocabulary.pieces]] = DEAD
-    live = _live(moves, accepting)
-    if not live[0]:
-        raise ArgumentError(
-            message(
-                f"regex got {pattern!r}",
-                needs=f"a pattern of which {vocabulary} can spell some text",
-                fix="see vocabulary.pieces for what there is",
-            )
-        )
-    number = np.append(np.where(live, np.cumsum(live) - 1, DEAD), DEAD)
-    return automaton(number[moves[live]], accepting[live])
-
-
-def _live(moves: np.ndarray, accepting: np.ndarray) -> np.ndarray:
-    """Find the states from which some text can still match."""
-    live = accepting.copy()
-    while True:
-        wider = live | np.any((moves != DEAD) & live[moves], axis=1)
-        if (wider == live).all():
-            return live
-        live = wider
+    return _by_byte(machine)
 
 
 def _by_byte(machine: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Lay an automaton over characters out over the bytes of UTF-8.
-
-    The first state is the initial one; the last row is a dead end.
-    """
+    """Lay an automaton over characters out over the bytes of UTF-8."""
     from interegular.fsm import anything_else
 
     states = sorted(machine.states, key=lambda s: (s != machine.initial, s))

@@ -67,8 +67,8 @@ def step(
             from; "draft" for the context's draft model, at the same temperature. It must be able to
             propose whatever the model can say; what it cannot is lost from the measure.
         mask: what the step may say, its stop included: a regular expression, or an automaton
-            (`ppl.lm.regex`). The text may end where it matches; the step ends
-            where nothing can follow. One that is cut short of a match has weight zero.
+            (`ppl.lm.regex`, `grammar`). The text may end where it matches; the step ends where
+            nothing can follow. One that is cut short of a match has weight zero.
         locally_normalised: do not weigh by the mask.
 
     Returns:

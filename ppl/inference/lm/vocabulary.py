@@ -94,3 +94,21 @@ class Vocabulary:
     def _longest_first(self) -> list[int]:
         spelling = [i for i, p in enumerate(self.pieces) if p]
         return sorted(spelling, key=lambda i: -len(self.bytes_of(i)))
+
+
+def require_vocabulary(operation: str, vocabulary: Any) -> Vocabulary:
+    """Give a vocabulary, or raise `ArgumentError`.
+
+    Args:
+        operation: who asks, for messages.
+        vocabulary: what was passed.
+    """
+    if not isinstance(vocabulary, Vocabulary):
+        raise ArgumentError(
+            message(
+                f"{operation} got the vocabulary {vocabulary!r}",
+                needs="the tokens of the model that is to write the text",
+                fix=f"ppl.lm.{operation}(..., lm.vocabulary)",
+            )
+        )
+    return vocabulary

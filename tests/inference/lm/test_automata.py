@@ -82,6 +82,30 @@ def matches(pattern, text):
         return False
 
 
+#: What outlines-core 0.2.14 makes of the schema of an object: a string "name" and an integer "age",
+#: both required, and "tags", an array of "a" or "b".
+SCHEMA = (
+    r'\{[ ]?"name"[ ]?:[ ]?"([^"\\\x00-\x1F\x7F-\x9F]|\\["\\/bfnrt])*"[ ]?,[ ]?"age"[ ]?:[ ]?'
+    r'(-)?(0|[1-9][0-9]*)([ ]?,[ ]?"tags"[ ]?:[ ]?\[[ ]?((("a"|"b"))(,[ ]?(("a"|"b"))){0,})?'
+    r"[ ]?\])?[ ]?\}"
+)
+
+
+def test_a_pattern_made_of_a_json_schema():
+    every = lm.Vocabulary([bytes([b]) for b in range(256)] + [None])
+    automaton = lm.regex(SCHEMA, every)
+    for text, matches in {
+        '{"name": "日 \\" é", "age": -7}': True,
+        '{"name":"x","age":0,"tags":["a", "b"]}': True,
+        '{"name":"x","age":01}': False,
+        '{"age":0,"name":"x"}': False,
+        '{"name":"x","age":0,"tags":["c"]}': False,
+        '{"name":"x","age":0': False,
+    }.items():
+        state = read(automaton, text.encode())
+        assert (state is not None and bool(automaton.accepting[state])) == matches, text
+
+
 def test_every_state_can_still_match():
     automaton = lm.regex("a(b0)*|ba\n", ASCII)
     live = automaton.accepting.copy()
