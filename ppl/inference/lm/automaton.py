@@ -99,15 +99,14 @@ def over_tokens(vocabulary: Vocabulary, table: np.ndarray) -> np.ndarray:
         table: the next state by state and byte.
     """
     pieces = [p or b"" for p in vocabulary.pieces]
-    letters = np.full((len(pieces), max(map(len, pieces))), 256)  # 256: there is none
-    for i, p in enumerate(pieces):
-        letters[i, : len(p)] = list(p)
-    own = np.arange(table.shape[0])[:, None]
-    table = np.concatenate([table, own], axis=1).astype(np.int32)
-    states = np.broadcast_to(own, (table.shape[0], len(pieces)))
-    for column in letters.T:
-        states = table[states, column]
-    return states
+    # The longest first, so that those that have a byte at some place are the first so many.
+    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
+    states = np.empty((table.shape[0], len(pieces)), np.int32)
+    states[:] = np.arange(table.shape[0])[:, None]
+    for place in range(len(pieces[order[0]])):
+        letters = [pieces[i][place] for i in order if place < len(pieces[i])]
+        states[:, : len(letters)] = table[states[:, : len(letters)], letters]
+    return states[:, np.argsort(order)]
 
 
 def over_vocabulary(
