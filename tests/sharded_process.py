@@ -68,6 +68,16 @@ def lonely():
     return ppl.sample("z", dist.Normal(0.0, 1.0))
 
 
+@ppl.model
+def text(context):
+    def step(context, _):
+        said = ppl.lm.step("step", context, max_tokens=3)
+        ppl.factor("a", jnp.where(said.text.tokens == 0, 2.0, -2.0).sum())
+        return said.context, None
+
+    return jax.lax.scan(step, context, None, length=3)[0].text.tokens
+
+
 YS = np.random.default_rng(1).normal(size=50)
 FEW = np.array([0.3, 1.2, -0.4])
 
@@ -135,6 +145,17 @@ def simple(mesh: Any) -> dict[str, Any]:
     one, other = ppl.run(programs[0], 3), ppl.run(programs[1], 3, mesh=mesh)
     found["data on devices"] = [apart(one.choices, other.choices), parts(other.log_weights)]
     return found
+
+
+def language(mesh: Any) -> dict[str, Any]:
+    model = ppl.lm.Llama.random(["a", "b", "ab", "\n", None])
+    smc = ppl.smc(text(model.prompt("a", room=9)), num_particles=16)
+    one, other = ppl.run(smc, 3), ppl.run(smc, 3, mesh=mesh)
+    return {
+        "resampled": int(one.steps["resampled"].sum()),
+        "difference": apart((one.values, one.log_weights), (other.values, other.log_weights)),
+        "parts": parts(other.values),
+    }
 
 
 def large(mesh: Any) -> dict[str, Any]:
@@ -285,7 +306,7 @@ def main(task: str, index: str = "", port: str = "") -> None:
     else:
         mesh = jax.make_mesh((4, 2), ("hosts", "devices"))
         slow = [large, held, blocks, tempered, chains, adapted]
-        tasks = slow if task == "slow" else [finite, simple, refused]
+        tasks = slow if task == "slow" else [finite, simple, language, refused]
         found = {f.__name__: f(mesh) for f in tasks}
         if task == "slow":
             found["two"] = two()

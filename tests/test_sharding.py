@@ -76,6 +76,13 @@ def test_every_device_has_its_share(quick, name):
     assert parts == ([[3, 3]] if name in ("plate", "in jit") else [[10]])
 
 
+def test_particles_of_a_language_model_lie_on_all_devices(quick):
+    found = quick["language"]
+    assert found["resampled"] > 0
+    assert found["difference"] < 1e-12
+    assert found["parts"] == [[2, 9]]
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
