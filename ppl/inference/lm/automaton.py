@@ -129,7 +129,7 @@ def over_vocabulary(
     live = _live(moves, accepting)
     if not live[:1].any():
         return None
-    number = np.append(np.where(live, np.cumsum(live) - 1, DEAD), DEAD)
+    number = np.append(np.where(live, np.cumsum(live) - 1, DEAD), DEAD).astype(np.int32)
     return automaton(number[moves[live]], accepting[live])
 
 

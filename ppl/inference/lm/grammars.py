@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,35 +22,38 @@ MOST = 20_000
 
 @named_keywords
 def grammar(
-    rules: str, vocabulary: Vocabulary, *, start: str = "start", depth: int = 2
+    rules: str, vocabulary: Vocabulary, *, start: str = "start", depth: int | None = None
 ) -> Automaton:
     """Make the automaton of a context-free grammar, which has to derive a whole text.
 
     **Meaning.** The texts that the grammar derives, whatever the derivation and however they fall
     into terminals. Since an automaton has no stack, rules may enclose themselves at most `depth`
-    times, with text of theirs to the left and to the right: brackets within brackets. Repetition,
-    and recursion at the left or right end of a rule, is not limited; a grammar of no other kind is
-    taken whole.
+    times, with text of theirs to the left and to the right: brackets within brackets. Deeper texts
+    are not in the measure. Repetition, and recursion at the left or right end of a rule, is not
+    limited; a grammar of no other kind is taken whole, and needs no depth.
 
     Args:
         rules: the grammar as the package lark writes it. Its terminals are strings and regular
-            expressions that `regex` can read: `ESCAPED_STRING` of lark's own looks behind and
-            cannot be; `/"[^"]*"/` can. Priorities do not matter.
+            expressions that `regex` can read and that do not look around: `ESCAPED_STRING` of
+            lark's own does, `/"[^"]*"/` does not. Priorities do not matter.
         vocabulary: the tokens; `lm.vocabulary`.
         start: the rule that whole texts come from.
-        depth: how often rules may enclose themselves. Each level multiplies the states.
+        depth: how often rules may enclose themselves, where they can. Each level multiplies the
+            states.
 
     Raises:
         UnsupportedError: the package lark or interegular is not installed.
-        ArgumentError: they cannot read the grammar, the tokens can spell none of its texts, or the
-            automaton has too many states.
+        ArgumentError: they cannot read the grammar, it needs a depth, the tokens can spell none of
+            its texts, or the automaton has too many states.
     """
-    depth = count("grammar", "depth", depth, 0, 2)
+    if not isinstance(rules, str) or not isinstance(start, str):
+        raise _unread(rules, start, "both are text")
+    depth = None if depth is None else count("grammar", "depth", depth, 0, 2)
     return _automaton(rules, require_vocabulary("grammar", vocabulary), start, depth)
 
 
-@functools.lru_cache(maxsize=64)
-def _automaton(rules: str, vocabulary: Vocabulary, start: str, depth: int) -> Automaton:
+@functools.lru_cache(maxsize=8)  # tables can be large
+def _automaton(rules: str, vocabulary: Vocabulary, start: str, depth: int | None) -> Automaton:
     expansions, patterns, ignored = _read(rules, start)
     tables = {t: over_bytes(p, f"grammar, for its terminal {t}") for t, p in patterns.items()}
     over_terminals = _over_terminals(expansions, list(tables), start, depth, ignored)
@@ -57,7 +61,7 @@ def _automaton(rules: str, vocabulary: Vocabulary, start: str, depth: int) -> Au
     if machine is None:
         raise ArgumentError(
             message(
-                f"grammar got rules of which {vocabulary} can spell no text at depth {depth}",
+                f"grammar got rules of which {vocabulary} can spell no text (depth={depth})",
                 needs="a grammar that derives some text, of bytes that tokens spell",
                 fix="see vocabulary.pieces for what there is, or let depth be larger",
             )
@@ -78,27 +82,37 @@ def _read(rules: str, start: str) -> tuple[dict[str, list[Any]], dict[str, str],
             )
         ) from None
     try:
-        if not isinstance(rules, str):
-            raise TypeError("this is no text")
         # The parser that takes any grammar; it is made, but reads nothing.
         read = lark.Lark(rules, start=start, parser="earley", lexer="dynamic")
-        declared = {s.name for r in read.rules for s in r.expansion if s.is_term}
-        if missing := declared - {t.name for t in read.terminals}:
-            raise TypeError(f"it only declares {', '.join(sorted(missing))}")
-    except (lark.exceptions.LarkError, TypeError) as error:
-        raise ArgumentError(
-            message(
-                f"grammar got {rules!r} with start={start!r}, which cannot be read: {error}",
-                needs="a grammar in lark's notation that defines the start and all terminals",
-                fix=r"""ppl.lm.grammar('start: "(" start ")" | /[0-9]+/', lm.vocabulary)""",
-            )
-        ) from None
+    except (lark.exceptions.LarkError, OSError) as error:
+        raise _unread(rules, start, str(error)) from None
+    patterns = {t.name: t.pattern.to_regexp() for t in read.terminals}
+    named = {s.name for r in read.rules for s in r.expansion if s.is_term}
+    for terminal in sorted(named | {*read.ignore_tokens}):
+        if terminal not in patterns:
+            raise _unread(rules, start, f"it only declares {terminal}")
+        if _LOOKS_AROUND.search(patterns[terminal]):
+            raise _unread(rules, start, f"{terminal} looks around, by {patterns[terminal]!r}")
     expansions: dict[str, list[Any]] = {}
     for rule in read.rules:
         to = expansions.setdefault(str(rule.origin.name), [])
         to.append(tuple(str(symbol.name) for symbol in rule.expansion))
-    patterns = {t.name: t.pattern.to_regexp() for t in read.terminals}
     return expansions, patterns, list(read.ignore_tokens)
+
+
+#: A terminal would see the text around it, which its own automaton does not.
+_LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
+
+
+def _unread(rules: Any, start: Any, why: str) -> ArgumentError:
+    return ArgumentError(
+        message(
+            f"grammar got {rules!r} with start={start!r}, which cannot be read: {why}",
+            needs="a grammar in lark's notation, of terminals that are defined and do not look "
+            "around, and that defines the start",
+            fix=r"""ppl.lm.grammar('start: "(" start ")" | /[0-9]+/', lm.vocabulary, depth=2)""",
+        )
+    )
 
 
 class _Over(NamedTuple):
@@ -121,13 +135,23 @@ def _over_terminals(
     expansions: Mapping[str, list[Any]],
     terminals: Sequence[str],
     start: str,
-    depth: int,
+    depth: int | None,
     ignored: Iterable[str],
 ) -> _Over:
     """Make the automaton of the terminals of texts."""
     rules, empty = without_empty(expansions)
     # Lark writes rules of its own, with such names, for what is repeated.
     machine = LeftCorner(rules, start, inline=[r for r in rules if r.startswith("__")])
+    if machine.counted and depth is None:
+        raise ArgumentError(
+            message(
+                f"grammar got rules that can enclose themselves ({', '.join(machine.counted)}) "
+                "and no depth",
+                needs="a bound on how often they do",
+                why="an automaton has no stack",
+                fix="depth=2",
+            )
+        )
     column = {t: i for i, t in enumerate(terminals)}
 
     @functools.cache
@@ -164,7 +188,7 @@ def _over_terminals(
         return _least({_BEGIN}, moves, lambda p: p == _END, len(column), depth)
 
     # An initial state of its own, which nothing leads back to: the empty text may end there.
-    table, ends = within(start, depth)
+    table, ends = within(start, depth or 0)
     table = np.concatenate([table[:1], table]) + 1
     for terminal in ignored:
         table[:-1, column[terminal]] = np.arange(len(table) - 1)
@@ -175,7 +199,7 @@ _BEGIN, _END = "begin", None
 
 
 def _over_bytes(
-    over_terminals: _Over, tables: Mapping[str, tuple[np.ndarray, np.ndarray]], depth: int
+    over_terminals: _Over, tables: Mapping[str, tuple[np.ndarray, np.ndarray]], depth: int | None
 ) -> _Over:
     """Let the automaton of each terminal stand for it."""
     each = [_Over(*t) for t in tables.values()]
@@ -212,7 +236,7 @@ def _least(
     moves: Callable[[frozenset[Any]], Mapping[int, frozenset[Any]]],
     ends: Callable[[Any], bool],
     symbols: int,
-    depth: int,
+    depth: int | None,
 ) -> _Over:
     """Make the least automaton whose states are sets of places."""
     number, states, rows = {frozenset(first): 0}, [frozenset(first)], []
@@ -227,7 +251,7 @@ def _least(
                     f"grammar got depth={depth}, with rules that take more than {MOST} states",
                     needs="an automaton that a table can hold",
                     why="each level of depth multiplies the states",
-                    fix=f"depth={max(depth - 1, 0)}, or fewer rules",
+                    fix="a smaller depth, or fewer rules",
                 )
             )
     table = np.full((len(states) + 1, symbols), len(states), np.int32)

@@ -59,7 +59,7 @@ class LeftCorner:
             for rule, every in rules.items()
             if rule not in self._inline
         }
-        self.counted = frozenset(_cut(self._enclosing(start)))
+        self.counted = tuple(_cut(self._enclosing(start)))
 
     def first(self, goal: str) -> Iterator[tuple[str, After]]:
         """List the terminals that a goal may begin with, and what each leads to.
@@ -142,10 +142,9 @@ class LeftCorner:
 
     def _enclosing(self, start: str) -> dict[str, set[str]]:
         """Tell which goals each goal may have to wait for, with some of its own still to come."""
+        # With nothing of its own still to come, a goal does not wait: it becomes the other.
         waits: dict[str, set[str]] = {}
-        becomes: dict[
-            str, set[str]
-        ] = {}  # with nothing of its own to come, the last goal takes over
+        becomes: dict[str, set[str]] = {}
         todo = [start]
         while todo:
             goal = todo.pop()

@@ -106,7 +106,7 @@ def require_vocabulary(operation: str, vocabulary: Any) -> Vocabulary:
     if not isinstance(vocabulary, Vocabulary):
         raise ArgumentError(
             message(
-                f"{operation} got the vocabulary {vocabulary!r}",
+                f"{operation} got {type(vocabulary).__name__} for the vocabulary",
                 needs="the tokens of the model that is to write the text",
                 fix=f"ppl.lm.{operation}(..., lm.vocabulary)",
             )

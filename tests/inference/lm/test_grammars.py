@@ -159,6 +159,7 @@ def test_terminals_may_be_cut_anywhere_and_lead_into_one_another():
     """No lexer chooses: a text counts if it falls into terminals in any way."""
     rules = "start: X Y?\nX: /a+b?/\nY: /b+/i"
     automaton = lm.grammar(rules, LETTERS)
+    assert accepts(lm.grammar(rules, BYTES), "abBb")
     wanted = {"a" * n + "b" * m for n in range(1, 5) for m in range(5) if n + m <= 4}
     assert language(automaton, LETTERS, 4) == wanted
 
@@ -179,15 +180,29 @@ def test_a_mask_by_a_grammar_cuts_the_law_down_to_its_texts(x64):
 
 
 def test_what_cannot_be_a_grammar_is_refused(monkeypatch):
-    for rules in ['start: "a" other', 'begin: "a"', "start: X\n%declare X", "start: (", 3]:
+    for rules in [
+        'start: "a" other',
+        'begin: "a"',
+        "start: X\n%declare X",
+        "start: (",
+        3,
+        ["a"],
+        "%import no.X",
+    ]:
         with pytest.raises(ArgumentError, match="which cannot be read: "):
             lm.grammar(rules, LETTERS)
+    for around in ("a(?=b)", "(?!a)b", "(?<=a)b", r"(?<!\\\\)b", r"\\\\(?=b)"):
+        with pytest.raises(ArgumentError, match="looks around"):
+            lm.grammar(f'start: /{around}/ "b" | "a"', LETTERS)
+    assert accepts(lm.grammar(r"start: /\(?=a/", BYTES), "=a")  # a bracket, perhaps, and no look
+    with pytest.raises(ArgumentError, match=r"enclose themselves \(start\) and no depth"):
+        lm.grammar('start: "(" start ")" | "a"', LETTERS)
     for make in (lm.grammar, lm.regex):
         with pytest.raises(ArgumentError, match=r"needs the tokens of the model .* lm\.vocabulary"):
             make("start: X\nX: /a/", table(1))
-    with pytest.raises(ArgumentError, match=r"terminal X got .*lookbacks"):
-        lm.grammar(r"start: X" + "\n" + r"X: /a(?<!b)/", LETTERS)
-    with pytest.raises(ArgumentError, match="can spell no text at depth 0"):
+    with pytest.raises(ArgumentError, match=r"terminal X got .*Flag u"):
+        lm.grammar("start: X\nX: /a/u", LETTERS)
+    with pytest.raises(ArgumentError, match=r"can spell no text \(depth=0\)"):
         lm.grammar('start: "(" start ")" start | "c"', LETTERS, depth=0)
     with pytest.raises(ArgumentError, match="depth=-1"):
         lm.grammar('start: "a"', LETTERS, depth=-1)
